@@ -1,0 +1,1 @@
+"""Networks in plain torch, with the parameter names that published schedules expect."""

@@ -1,0 +1,312 @@
+"""Schedule + registry + model + optimizer -> policies, or everything that is wrong, all of it at once."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from math import gcd, lcm
+from typing import Any
+
+from torch.nn import Module
+from torch.optim import Optimizer
+
+from prunekit.arguments import check_arguments
+from prunekit.components import Context, Kind, Origin
+from prunekit.errors import ArgumentError, PluginError, Problem
+from prunekit.learning_rate import LearningRateSchedule
+from prunekit.parameters import Parameters
+from prunekit.plugins import hook_names
+from prunekit.policies import (
+    HookPolicy,
+    LRPolicy,
+    Policy,
+    PrunerArgs,
+    PruningPolicy,
+    RegularizationPolicy,
+    RegularizerArgs,
+    drops_weights,
+)
+from prunekit.progress import Progress, Window
+from prunekit.registry import Found, Registry
+from prunekit.schedule import ComponentSpec, PolicySpec, Schedule
+from prunekit.selectors import select
+
+_METHODS: dict[Kind, tuple[str, ...]] = {
+    "pruner": ("compute_masks",),
+    "regularizer": ("penalty",),
+    "lr_scheduler": ("step",),
+    "quantizer": (),
+    "extension": (),
+}
+_ARGS: dict[str, type] = {"pruner": PrunerArgs, "regularizer": RegularizerArgs}
+_OWNED_ALONE = {"pruner": "prunes", "lr_scheduler": "sets the learning rate"}
+
+
+@dataclass
+class Built:
+    """What came of a schedule. Usable if `problems` is empty; `components` are the stateful objects by their path."""
+
+    policies: list[Policy] = field(default_factory=list)
+    components: dict[str, Any] = field(default_factory=dict)
+    plugins: dict[str, str] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+
+def build(
+    schedule: Schedule,
+    registry: Registry,
+    model: Module | None = None,
+    optimizer: Optimizer | None = None,
+    epochs: int | None = None,
+) -> Built:
+    """Find, check and make everything that a schedule names.
+
+    Without a model nothing that depends on parameter names is checked; without `epochs`, not whether each policy acts.
+    """
+    return _Builder(schedule, registry, model, optimizer, epochs).run()
+
+
+class _Builder:
+    def __init__(
+        self,
+        schedule: Schedule,
+        registry: Registry,
+        model: Module | None,
+        optimizer: Optimizer | None,
+        epochs: int | None,
+    ) -> None:
+        self.schedule, self.registry = schedule, registry
+        self.model, self.optimizer, self.epochs = model, optimizer, epochs
+        self.parameters = None if model is None else Parameters.of(model)
+        self.found: dict[tuple[str, str], Found] = {}
+        self.built = Built()
+
+    def run(self) -> Built:
+        for spec in self.schedule.components:
+            self.component(spec)
+        for index, policy in enumerate(self.schedule.policies):
+            self.policy(index, policy)
+        self.built.problems += idle_policies(self.schedule, self.epochs)
+        for first, second in combinations(self.built.policies, 2):
+            self.conflict(first, second)
+        return self.built
+
+    # Components
+
+    def component(self, spec: ComponentSpec) -> None:
+        try:
+            found = self.find(spec)
+        except PluginError as error:
+            self.say((*spec.path, "class"), str(error))
+            return
+        self.found[spec.kind, spec.name] = found
+        self.built.plugins[found.distribution] = found.version
+        self.make(spec, spec.args, spec.path, ".".join(spec.path))
+
+    def find(self, spec: ComponentSpec) -> Found:
+        if isinstance(spec.class_, type):
+            found = Found(spec.class_, spec.class_.__module__, "")
+        else:
+            found = self.registry.find(spec.kind, spec.class_)
+        missing = [name for name in _METHODS[spec.kind] if not callable(getattr(found.cls, name, None))]
+        if missing:
+            raise PluginError(f"{spec.class_name!r} of {found.distribution} is no {spec.kind}: it has no {missing[0]}()")
+        hook_names(found.cls, found.distribution)
+        return found
+
+    def make(
+        self, spec: ComponentSpec, args: Mapping[str, Any], path: tuple[str | int, ...], key: str
+    ) -> Any:
+        cls = self.found[spec.kind, spec.name].cls
+        errors = list(check_arguments(cls, spec.kind, args))
+        for error in errors:
+            self.say((*path, *error.keys), error.message, key=len(error.keys) == 1 and error.keys[0] not in _names(cls))
+        if errors:
+            return None
+        try:
+            if spec.kind == "lr_scheduler":
+                self.built.components[key] = LearningRateSchedule(cls, args, self.optimizer)
+            else:
+                self.built.components[key] = cls(**args)
+        except ArgumentError as error:
+            self.say((*path, *error.keys), error.message)
+        except Exception as error:
+            self.say((*path, "class"), f"{spec.class_name} refuses its arguments: {_text(error)}")
+        return self.built.components.get(key)
+
+    # Policies
+
+    def policy(self, index: int, policy: PolicySpec) -> None:
+        spec = self.schedule.component(policy.kind, policy.instance_name)
+        path = ("policies", index, policy.kind)
+        args = self.policy_args(policy, (*path, "args"))
+        if spec is None or args is None or (spec.kind, spec.name) not in self.found:
+            return
+        made = self.built.components.get(".".join(spec.path))
+        if made is None:
+            return
+        where: tuple[str | int, ...] = spec.path
+        if policy.args.get("levels") is not None:
+            where = (*path, "args")
+            made = self.with_levels(spec, policy.args["levels"], index, where)
+        if made is not None:
+            self.add(index, policy, spec, made, args, where)
+
+    def policy_args(self, policy: PolicySpec, path: tuple[str | int, ...]) -> Any:
+        cls = _ARGS.get(policy.kind)
+        if cls is None:
+            return ()
+        errors = list(check_arguments(cls, policy.kind, policy.args))
+        try:
+            args = None if errors else cls(**policy.args)
+        except ArgumentError as error:
+            errors, args = [error], None
+        for error in errors:
+            self.say((*path, *error.keys), error.message, key=len(error.keys) == 1)
+        return args
+
+    def with_levels(
+        self, spec: ComponentSpec, levels: Any, index: int, path: tuple[str | int, ...]
+    ) -> Any:
+        """A component of its own for a policy that replaces its `levels`."""
+        if "levels" not in _names(self.found[spec.kind, spec.name].cls):
+            self.say((*path, "levels"), f"{spec.class_name} has no levels to replace", key=True)
+            return None
+        return self.make(spec, {**spec.args, "levels": levels}, path, f"policies.{index}")
+
+    def add(
+        self,
+        index: int,
+        policy: PolicySpec,
+        spec: ComponentSpec,
+        component: Any,
+        args: Any,
+        path: tuple[str | int, ...],
+    ) -> None:
+        found = self.found[spec.kind, spec.name]
+        origin = Origin(f"policies[{index}]", f"{spec.class_name} {spec.name!r}", found.distribution, found.version)
+        common = {
+            "index": index,
+            "kind": policy.kind,
+            "name": policy.instance_name,
+            "component": component,
+            "origin": origin,
+            "window": policy.window,
+        }
+        if policy.kind in ("pruner", "regularizer"):
+            owned = self.owned(component, spec, policy.window, path)
+            if args == RegularizerArgs(keep_mask=True) and not drops_weights(component):
+                self.say(("policies", index, policy.kind, "args"), "keep_mask needs threshold_criteria: no mask is made")
+            cls = PruningPolicy if policy.kind == "pruner" else RegularizationPolicy
+            self.built.policies.append(cls(**common, **owned, args=args))
+        elif policy.kind == "lr_scheduler":
+            if self.model is not None and self.optimizer is None:
+                self.say(("policies", index, policy.kind), "a learning rate needs an optimizer, and none was given")
+            self.built.policies.append(LRPolicy(**common))
+        else:
+            self.built.policies.append(HookPolicy(**common))
+
+    def owned(
+        self, component: Any, spec: ComponentSpec, window: Window, path: tuple[str | int, ...]
+    ) -> dict[str, Any]:
+        """The parameters, settings and selectors of a component, checked."""
+        try:
+            targets = component.targets
+            targets = [targets] if isinstance(targets, str) else targets
+            settings = targets if isinstance(targets, Mapping) else dict.fromkeys(targets)
+            if self.model is None or self.parameters is None:
+                return {}
+            selection = select(settings, list(self.parameters.by_name), self.parameters.aliases)
+            for selector, message in selection.wrong:
+                self.say((*path, *_place(self.at(path), selector)), message, key=isinstance(targets, Mapping))
+            owned = {name: self.parameters.by_name[name] for name in selection.chosen}
+            values = {name: settings[selector] for name, selector in selection.chosen.items()}
+            if hasattr(component, "check"):
+                context = Context(self.model, {}, Progress(window.first), window, values, selection.chosen)
+                for error in component.check(owned, context):
+                    self.say((*path, *error.keys), error.message)
+        except Exception as error:
+            self.say((*spec.path, "class"), f"{spec.class_name} failed while it was being checked: {_text(error)}")
+            return {}
+        return {"parameters": owned, "targets": values, "selectors": selection.chosen}
+
+    def at(self, path: Sequence[str | int]) -> Any:
+        node: Any = self.schedule.to_dict()
+        for part in path:
+            node = node[part]
+        return node
+
+    def conflict(self, first: Policy, second: Policy) -> None:
+        if first.kind != second.kind or first.kind not in _OWNED_ALONE:
+            return
+        epoch = first_common(first.window.active, second.window.active)
+        shared = [name for name in first.parameters if name in second.parameters]
+        if epoch is None or (first.kind == "pruner" and not shared):
+            return
+        what = f"{shared[0]!r} in epoch {epoch}" if shared else f"in epoch {epoch}"
+        message = f"{first.origin.policy} ({first.name!r}) {_OWNED_ALONE[first.kind]} {what} too; two policies may not"
+        self.say(("policies", second.index, second.kind), message)
+
+    def say(self, path: tuple[str | int, ...], message: str, *, key: bool = False) -> None:
+        problem = self.schedule.source.problem(path, message, key=key)
+        if problem not in self.built.problems:
+            self.built.problems.append(problem)
+
+
+def idle_policies(schedule: Schedule, epochs: int | None) -> list[Problem]:
+    """Policies whose window opens after a run of this many epochs is over."""
+    return [
+        schedule.source.problem(
+            ("policies", index),
+            f"never acts: its first epoch is {policy.window.first}, and a run of {epochs} ends with {epochs - 1}",
+        )
+        for index, policy in enumerate(schedule.policies)
+        if epochs is not None and policy.window.first >= epochs
+    ]
+
+
+def first_common(one: Sequence[int], other: Sequence[int]) -> int | None:
+    """The first epoch that two sets of active epochs share, without counting through them.
+
+    >>> first_common(range(0, 10, 2), range(1, 10, 3))
+    4
+    """
+    if not (isinstance(one, range) and isinstance(other, range)):
+        listed, rest = (one, other) if not isinstance(one, range) else (other, one)
+        return next((epoch for epoch in listed if epoch in rest), None)
+    step = gcd(one.step, other.step)
+    if (other.start - one.start) % step:
+        return None
+    turns = (other.start - one.start) // step * pow(one.step // step, -1, other.step // step)
+    epoch = one.start + one.step * (turns % (other.step // step))
+    both = lcm(one.step, other.step)
+    epoch += max(0, -((epoch - max(one.start, other.start)) // both)) * both
+    return epoch if epoch in one and epoch in other else None
+
+
+def _place(data: Any, word: str) -> tuple[str | int, ...]:
+    """Where a selector stands within a component's keys."""
+    return next(_places(data, word), ())
+
+
+def _places(data: Any, word: str) -> Iterator[tuple[str | int, ...]]:
+    items: Iterable[tuple[str | int, Any]] = ()
+    if isinstance(data, dict):
+        items = data.items()
+    elif isinstance(data, list):
+        items = enumerate(data)
+    for key, value in items:
+        if word in (key, value):
+            yield (key,)
+        for rest in _places(value, word):
+            yield (key, *rest)
+
+
+def _names(cls: type) -> set[str]:
+    return set(inspect.signature(cls).parameters)
+
+
+def _text(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,173 @@
+"""Carries out what hook implementations return, and keeps account of what became of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from prunekit.bus import EventBus, Result, moment
+from prunekit.components import (
+    DropMasks,
+    KeepMasks,
+    LossTerm,
+    MaskChange,
+    ModulesQuantized,
+    Origin,
+    SetLearningRates,
+    SetMasks,
+    ZeroWeights,
+)
+from prunekit.errors import PluginError
+from prunekit.learning_rate import learning_rates, set_groups
+from prunekit.masks import Masks
+from prunekit.progress import Progress
+from prunekit.trace import Trace
+
+
+class Ledger:
+    """The one place where masks, weights and learning rates change; each change leaves a line and reaches listeners.
+
+    `changes` holds, for each parameter, the first and the last change by each origin with their epochs.
+    """
+
+    def __init__(self, masks: Masks, bus: EventBus, trace: Trace) -> None:
+        self.masks, self.bus, self.trace = masks, bus, trace
+        self.changes: dict[str, list[tuple[int, MaskChange]]] = {}
+        self._terms: dict[str, tuple[Tensor, int]] = {}
+
+    def carry_out(self, results: Iterable[Result], hook: str, optimizer: Optimizer | None, progress: Progress) -> None:
+        """Do what an event's implementations returned, in their order."""
+        wanted = [(result.origin, effect) for result in results for effect in flatten(result.value)]
+        for origin, effect in wanted:
+            if type(effect) not in _EFFECTS:
+                raise PluginError(f"{hook} of {origin} returned {effect!r}; an effect or None was expected")
+        for origin, effect in wanted:
+            _EFFECTS[type(effect)](self, effect, origin, optimizer, progress)
+
+    def set_masks(self, effect: SetMasks, origin: Origin, optimizer: Optimizer | None, progress: Progress) -> None:
+        """A pruner has chosen."""
+
+        def change(name: str) -> None:
+            flags = {"forward_only": effect.forward_only, "double_copies": effect.double_copies}
+            self.masks.set(name, effect.masks[name], **flags)
+
+        if effect.masks:
+            self._change("masks changed", effect.masks, change, origin, progress)
+        else:
+            self.trace.info("nothing pruned", **origin._asdict(), **moment(progress))
+
+    def keep_masks(self, effect: KeepMasks, origin: Origin, optimizer: Optimizer | None, progress: Progress) -> None:
+        """Masks become permanent."""
+        self._change("masks kept", [n for n in effect.names if n in self.masks], self.masks.keep, origin, progress)
+
+    def drop_masks(self, effect: DropMasks, origin: Origin, optimizer: Optimizer | None, progress: Progress) -> None:
+        """Masks are forgotten."""
+        dropped = [name for name in effect.names if name in self.masks]
+        for name in dropped:
+            self.masks.drop(name)
+        if dropped:
+            self.trace.debug("masks dropped", **origin._asdict(), **moment(progress), parameters=dropped)
+
+    def zero_weights(self, effect: ZeroWeights, origin: Origin, optimizer: Optimizer | None, progress: Progress) -> None:
+        """A regularizer drops weights: for once, every mini-batch anew, or for good."""
+        if effect.keep:
+            change = lambda name: self.masks.intersect(name, effect.masks[name])  # noqa: E731
+            self._change("masks kept", effect.masks, change, origin, progress)
+            return
+        for name, mask in effect.masks.items():
+            self.masks.zero(name, mask)
+        if self.trace.debug_on:
+            sparsity = {name: self.masks.sparsity(name) for name in effect.masks}
+            self.trace.debug("weights zeroed", **origin._asdict(), **moment(progress), sparsity=sparsity)
+
+    def set_learning_rates(
+        self, effect: SetLearningRates, origin: Origin, optimizer: Optimizer | None, progress: Progress
+    ) -> None:
+        """A schedule has a new value."""
+        if optimizer is None:
+            raise PluginError(f"{origin} sets a learning rate, and the scheduler has no optimizer")
+        before = learning_rates(optimizer)
+        set_groups(optimizer, effect.groups)
+        after = learning_rates(optimizer)
+        if after != before:
+            self.trace.info("learning rate changed", **origin._asdict(), **moment(progress), before=before, after=after)
+            self.bus.fire("on_learning_rate_changed", before=before, after=after, progress=progress)
+
+    def modules_quantized(
+        self, effect: ModulesQuantized, origin: Origin, optimizer: Optimizer | None, progress: Progress
+    ) -> None:
+        """A quantizer has prepared modules."""
+        self.trace.info("modules quantized", **origin._asdict(), **moment(progress), bits=effect.bits)
+        self.bus.fire("on_modules_quantized", bits=effect.bits, progress=progress)
+
+    def count(self, term: LossTerm) -> Tensor:
+        """A loss term, added up for the epoch's line without waiting for the device."""
+        total, number = self._terms.get(term.name, (None, 0))
+        value = term.value.detach()
+        self._terms[term.name] = (value if total is None else total + value, number + 1)
+        return term.value
+
+    def sum_up_epoch(self, progress: Progress) -> None:
+        """One line for the loss terms of an epoch: the mean of each over its mini-batches."""
+        if self._terms:
+            means = {name: float(total) / number for name, (total, number) in self._terms.items()}
+            self.trace.info("loss terms", **moment(progress), means=means)
+            self._terms.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What became of each parameter, as plain data."""
+        return {
+            name: [(epoch, c.sparsity_before, c.sparsity_after, tuple(c.origin)) for epoch, c in changes]
+            for name, changes in self.changes.items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        self.changes = {
+            name: [(epoch, MaskChange(name, before, after, Origin(*origin))) for epoch, before, after, origin in changes]
+            for name, changes in state.items()
+        }
+
+    def _change(
+        self, event: str, names: Iterable[str], change: Callable[[str], None], origin: Origin, progress: Progress
+    ) -> None:
+        changes = []
+        for name in names:
+            before = self.masks.sparsity(name)
+            change(name)
+            changes.append(MaskChange(name, before, self.masks.sparsity(name), origin))
+        for entry in changes:
+            self._remember(entry, progress.epoch)
+        sparsity = {c.parameter: [c.sparsity_before, c.sparsity_after] for c in changes}
+        if changes:
+            self.trace.info(event, **origin._asdict(), **moment(progress), sparsity=sparsity)
+            self.bus.fire("on_masks_changed", changes=changes, progress=progress)
+
+    def _remember(self, change: MaskChange, epoch: int) -> None:
+        """The first and the last change by each origin are enough to say who pruned a tensor, and when."""
+        history = self.changes.setdefault(change.parameter, [])
+        if len([1 for _, known in history if known.origin == change.origin]) > 1:
+            history.remove(next(entry for entry in reversed(history) if entry[1].origin == change.origin))
+        history.append((epoch, change))
+
+
+_EFFECTS: dict[type, Callable[..., None]] = {
+    SetMasks: Ledger.set_masks,
+    KeepMasks: Ledger.keep_masks,
+    DropMasks: Ledger.drop_masks,
+    ZeroWeights: Ledger.zero_weights,
+    SetLearningRates: Ledger.set_learning_rates,
+    ModulesQuantized: Ledger.modules_quantized,
+}
+
+
+def flatten(value: Any) -> Iterator[Any]:
+    """One thing, or the things in a list."""
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from flatten(item)
+    elif value is not None:
+        yield value

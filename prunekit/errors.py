@@ -1,0 +1,94 @@
+"""What can go wrong, and where: every error that prunekit raises on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+
+class PrunekitError(Exception):
+    """The root of every error that prunekit raises on purpose."""
+
+
+class PluginError(PrunekitError):
+    """A plugin can't be found, imported or used; the message names its distribution."""
+
+
+class StateError(PrunekitError):
+    """A saved state does not fit the scheduler that was asked to load it."""
+
+
+class ArgumentError(PrunekitError, ValueError):
+    """A constructor argument that its type allows and its meaning does not.
+
+    Raised by a component's constructor or yielded by its `check`; prunekit reports it at the line
+    of `key` in the schedule. A dotted way into the value goes in as further keys.
+
+    >>> str(ArgumentError("final_sparsity", message="must be above initial_sparsity 0.5, got 0.3"))
+    'final_sparsity: must be above initial_sparsity 0.5, got 0.3'
+    """
+
+    def __init__(self, *keys: str | int, message: str) -> None:
+        super().__init__(f"{dotted(keys)}: {message}" if keys else message)
+        self.keys = keys
+        self.message = message
+
+
+@dataclass(frozen=True)
+class Position:
+    """A place in a file; line and column count from 1."""
+
+    file: str
+    line: int | None = None
+    column: int | None = None
+
+    def __str__(self) -> str:
+        return self.file if self.line is None else f"{self.file}:{self.line}:{self.column}"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a schedule: where, on which key, what, and what would be right."""
+
+    position: Position
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (str(self.position), self.path, self.message) if part)
+
+
+class ScheduleError(PrunekitError):
+    """A schedule that can't be used, with every problem found in it."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(map(str, self.problems)))
+
+
+def dotted(path: Iterable[str | int]) -> str:
+    """A path into a schedule as text.
+
+    >>> dotted(("policies", 0, "pruner"))
+    'policies[0].pruner'
+    """
+    text = ""
+    for part in path:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown word: its nearest neighbour, or all that is known.
+
+    >>> did_you_mean("pruner", ["pruners", "policies"])
+    "; did you mean 'pruners'?"
+    """
+    names = sorted(set(known))
+    folded = {name.lower(): name for name in reversed(names)}
+    close = get_close_matches(word.lower(), folded, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {folded[close[0]]!r}?"
+    shown = ", ".join(map(repr, names[:8])) + (", …" if len(names) > 8 else "")
+    return f"; known are {shown}" if names else ""

@@ -1,0 +1,155 @@
+"""THE contract: one hook specification per event.
+
+A training loop fires them in this order:
+
+    on_train_begin
+    for epoch in ...:
+        on_epoch_begin                      pruners choose their masks
+        for minibatch in ...:
+            on_minibatch_begin              masks are in the weights
+            output, loss = ...              (forward)
+            before_backward_pass            loss terms are added
+            total_loss.backward()
+            before_parameter_optimization
+            optimizer.step()                masks are enforced
+            on_minibatch_end                regularizers drop weights
+        on_epoch_end                        the learning rate of the next epoch
+    on_train_end
+
+An implementation takes only the arguments that it names, and returns what it wants done (`prunekit.SetMasks`,
+`prunekit.LossTerm`, …) instead of doing it: prunekit carries effects out when every implementation has returned, so an
+exception leaves masks and model as they were. Implementations run in the order of the schedule's policies, listeners last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+    from torch.optim import Optimizer
+
+    from prunekit.components import Effect, Kind, LossTerm, MaskChange, Origin
+    from prunekit.progress import Progress
+
+PROJECT = "prunekit"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+# Events of training, in firing order
+
+
+@hookspec
+def on_train_begin(
+    model: Module, masks: Mapping[str, Tensor], optimizer: Optimizer | None, progress: Progress
+) -> Effect | list[Effect] | None:
+    """Training is about to begin."""
+
+
+@hookspec
+def on_epoch_begin(
+    model: Module, masks: Mapping[str, Tensor], optimizer: Optimizer | None, progress: Progress
+) -> Effect | list[Effect] | None:
+    """An epoch is about to begin."""
+
+
+@hookspec
+def on_minibatch_begin(
+    model: Module, masks: Mapping[str, Tensor], optimizer: Optimizer | None, progress: Progress
+) -> Effect | list[Effect] | None:
+    """A mini-batch is about to go forward."""
+
+
+@hookspec
+def before_backward_pass(
+    model: Module, masks: Mapping[str, Tensor], optimizer: Optimizer | None, progress: Progress, loss: Tensor
+) -> LossTerm | list[LossTerm] | None:
+    """The loss of the mini-batch is known. Terms that are returned are added to it."""
+
+
+@hookspec
+def before_parameter_optimization(
+    model: Module, masks: Mapping[str, Tensor], optimizer: Optimizer | None, progress: Progress
+) -> Effect | list[Effect] | None:
+    """Gradients are known; the optimizer is about to step."""
+
+
+@hookspec
+def on_minibatch_end(
+    model: Module, masks: Mapping[str, Tensor], optimizer: Optimizer | None, progress: Progress
+) -> Effect | list[Effect] | None:
+    """The optimizer has stepped and the masks have been enforced."""
+
+
+@hookspec
+def on_epoch_end(
+    model: Module,
+    masks: Mapping[str, Tensor],
+    optimizer: Optimizer | None,
+    progress: Progress,
+    metrics: Mapping[str, float] | None,
+) -> Effect | list[Effect] | None:
+    """The epoch has ended. `metrics`, where the loop gives them: `min` is one to minimise, `max` one to maximise."""
+
+
+@hookspec
+def on_train_end(
+    model: Module, masks: Mapping[str, Tensor], optimizer: Optimizer | None, progress: Progress
+) -> Effect | list[Effect] | None:
+    """Training has ended."""
+
+
+# Effects, for listeners: what was returned is ignored
+
+
+@hookspec
+def on_window_open(policy: Origin, progress: Progress) -> None:
+    """A policy's first active epoch is about to begin, or a resumed run starts inside its window."""
+
+
+@hookspec
+def on_window_close(policy: Origin, progress: Progress) -> None:
+    """A policy's last active epoch has ended."""
+
+
+@hookspec
+def on_masks_changed(changes: Sequence[MaskChange], progress: Progress) -> None:
+    """Masks were set, kept, dropped, or weights zeroed; sparsities are counted from the tensors."""
+
+
+@hookspec
+def on_learning_rate_changed(before: Sequence[float], after: Sequence[float], progress: Progress) -> None:
+    """The learning rate of at least one of the optimizer's groups has changed."""
+
+
+@hookspec
+def on_modules_quantized(bits: Mapping[str, Mapping[str, int | None]], progress: Progress) -> None:
+    """A quantizer has prepared modules: module name -> bits."""
+
+
+@hookspec
+def on_state_saved(state: Mapping[str, Any], progress: Progress) -> None:
+    """The scheduler's `state_dict()` was taken."""
+
+
+@hookspec
+def on_state_restored(state: Mapping[str, Any], progress: Progress) -> None:
+    """The scheduler has continued from a `state_dict()`."""
+
+
+# Components that are only known at run time
+
+
+@hookspec(firstresult=True)
+def find_component(kind: Kind, name: str) -> type | None:
+    """The class that this plugin offers under `name`, where no entry point does."""
+
+
+@hookspec
+def list_components(kind: Kind) -> Iterable[str] | None:
+    """The names that `find_component` answers to."""

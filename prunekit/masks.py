@@ -1,0 +1,217 @@
+"""The masks in force and their upkeep: exact zeros after every optimizer step, without a line in the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+_BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@dataclass(eq=False)
+class _Entry:
+    """One parameter's mask: the pruner's, the one a regularizer left for good, and the bits of both together."""
+
+    parameter: Parameter
+    pruned: Tensor | None = None
+    kept: Tensor | None = None
+    forward_only: bool = False
+    double_copies: bool = False
+    mask: Tensor = field(init=False)
+    bits: Tensor = field(init=False)
+
+    def combine(self) -> None:
+        device = self.parameter.device
+        parts = [part.to(device) for part in (self.pruned, self.kept) if part is not None]
+        self.mask = parts[0] if len(parts) == 1 else parts[0] & parts[1]
+        self.bits = _bit_mask(self.mask, self.parameter)
+
+    @property
+    def only_in_forward(self) -> bool:
+        return self.forward_only or self.double_copies
+
+
+class Masks(Mapping[str, Tensor]):
+    """Parameter name -> boolean mask (True keeps), for the parameters that have one. Read-only from outside."""
+
+    def __init__(self, parameters: Mapping[str, Parameter]) -> None:
+        self._parameters = dict(parameters)
+        self._entries: dict[str, _Entry] = {}
+        self._enforced: list[_Entry] = []
+        self._in_forward: list[_Entry] = []
+        self._active: frozenset[str] = frozenset()
+        self._stale = False
+        self._copies: list[tuple[Parameter, Tensor]] = []
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._entries[name].mask
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    # Changes
+
+    def set(self, name: str, mask: Tensor, *, forward_only: bool = False, double_copies: bool = False) -> None:
+        """A pruner's mask for a parameter, in place of the one it had; applied at once unless only the forward pass sees it."""
+        entry = self._entry(name)
+        entry.pruned, entry.forward_only, entry.double_copies = mask.contiguous(), forward_only, double_copies
+        self._changed(entry)
+        if not entry.only_in_forward:
+            _apply(entry)
+
+    def keep(self, name: str) -> None:
+        """Enforce the parameter's mask after every step from now on."""
+        entry = self._entries.get(name)
+        if entry is not None:
+            entry.forward_only = entry.double_copies = False
+            self._changed(entry)
+            _apply(entry)
+
+    def intersect(self, name: str, mask: Tensor) -> None:
+        """A mask that stays besides any pruner's."""
+        entry = self._entry(name)
+        entry.kept = mask if entry.kept is None else entry.kept & mask
+        self._changed(entry)
+        _apply(entry)
+
+    def drop(self, name: str) -> None:
+        """Forget the pruner's mask; the weights stay as they are."""
+        entry = self._entries.pop(name, None)
+        self._stale = True
+        if entry is not None and entry.kept is not None:
+            entry.pruned, entry.forward_only, entry.double_copies = None, False, False
+            self._entries[name] = entry
+            self._changed(entry)
+
+    def zero(self, name: str, mask: Tensor) -> None:
+        """Set weights to zero once, where the mask is False."""
+        parameter = self._parameters[name]
+        _and(parameter, _bit_mask(mask, parameter))
+
+    # Upkeep
+
+    def enforce(self) -> None:
+        """The optimizer has stepped: zero what is pruned. No synchronisation with the device."""
+        if self._stale:
+            self._sort()
+        for entry in self._enforced:
+            _apply(entry)
+
+    def activate(self, names: Iterable[str]) -> None:
+        """The parameters whose policy acts in this epoch: only their forward-only masks are applied."""
+        self._active = frozenset(names)
+        self._stale = True
+        for entry in self._entries.values():
+            if entry.bits.device != entry.parameter.device:
+                entry.combine()  # the model has moved
+
+    def begin_forward(self) -> None:
+        """Apply the masks that only the forward pass sees, setting the unmasked weights aside where asked."""
+        if self._stale:
+            self._sort()
+        for entry in self._in_forward:
+            if entry.double_copies:
+                self._copies.append((entry.parameter, entry.parameter.detach().clone()))
+            _apply(entry)
+
+    def end_forward(self) -> None:
+        """Put the unmasked weights back, if any were set aside."""
+        for parameter, copy in self._copies:
+            parameter.detach().copy_(copy)
+        self._copies.clear()
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """All masks applied to the weights, those that only the forward pass sees too; undone at the end."""
+        self.end_forward()
+        hidden = [entry for entry in self._entries.values() if entry.only_in_forward]
+        copies = [(entry.parameter, entry.parameter.detach().clone()) for entry in hidden]
+        for entry in self._entries.values():
+            _apply(entry)
+        try:
+            yield
+        finally:
+            for parameter, copy in copies:
+                parameter.detach().copy_(copy)
+
+    def sparsity(self, name: str) -> float:
+        """The fraction of zeros in the parameter as the forward pass sees it, counted from the tensor (0 where it is empty)."""
+        parameter, entry = self._parameters[name].detach(), self._entries.get(name)
+        if entry is not None and entry.only_in_forward:
+            parameter = parameter.masked_fill(~entry.mask, 0)
+        return 1 - count_nonzero(parameter) / max(parameter.numel(), 1)
+
+    # State
+
+    def state_dict(self) -> dict[str, dict[str, Any]]:
+        """Masks and flags by parameter name."""
+        return {
+            name: {
+                "pruned": _clone(entry.pruned),
+                "kept": _clone(entry.kept),
+                "forward_only": entry.forward_only,
+                "double_copies": entry.double_copies,
+            }
+            for name, entry in self._entries.items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Replace all masks, and apply those that are enforced. Names and shapes must fit (the scheduler checks)."""
+        self._entries.clear()
+        for name, saved in state.items():
+            entry = self._entry(name)
+            entry.pruned, entry.kept = _clone(saved["pruned"]), _clone(saved["kept"])
+            entry.forward_only, entry.double_copies = saved["forward_only"], saved["double_copies"]
+            self._changed(entry)
+        self._stale = True
+        self.enforce()
+
+    def _entry(self, name: str) -> _Entry:
+        return self._entries.setdefault(name, _Entry(self._parameters[name]))
+
+    def _changed(self, entry: _Entry) -> None:
+        entry.combine()
+        self._stale = True
+
+    def _sort(self) -> None:
+        self._enforced = [e for e in self._entries.values() if not e.forward_only]
+        self._in_forward = [e for n, e in self._entries.items() if e.only_in_forward and n in self._active]
+        self._stale = False
+
+
+def count_nonzero(tensor: Tensor) -> int:
+    """How many elements are not zero (negative zero is zero)."""
+    if tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64):
+        return int(np.count_nonzero(tensor.detach().numpy() != 0))
+    return int(torch.count_nonzero(tensor.detach()))
+
+
+def _clone(mask: Tensor | None) -> Tensor | None:
+    return None if mask is None else mask.clone()
+
+
+def _bit_mask(mask: Tensor, parameter: Tensor) -> Tensor:
+    """All ones where the mask keeps, all zeros where it prunes, in the parameter's width and memory layout.
+
+    AND on the bits is exact where a product is not: -1 * 0 is -0, inf * 0 is NaN.
+    """
+    bits = torch.empty_like(parameter, dtype=_BITS[parameter.element_size()], requires_grad=False)
+    return bits.copy_(mask.view(torch.int8)).neg_()
+
+
+def _apply(entry: _Entry) -> None:
+    _and(entry.parameter, entry.bits)
+
+
+def _and(parameter: Parameter, bits: Tensor) -> None:
+    parameter.detach().view(bits.dtype).bitwise_and_(bits)

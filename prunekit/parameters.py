@@ -1,0 +1,43 @@
+"""Stable names for a model's parameters, whatever wraps or parametrizes them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from torch.nn import Module, Parameter
+
+_PARAMETRIZED = re.compile(r"(^|\.)parametrizations\.([^.]+)\.original$")
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """A model's parameters by name, and the further names of tied ones."""
+
+    by_name: dict[str, Parameter]
+    aliases: dict[str, str]
+
+    @classmethod
+    def of(cls, model: Module) -> Parameters:
+        """The parameters of a model as they are now, each once."""
+        by_name: dict[str, Parameter] = {}
+        names: dict[int, str] = {}
+        aliases: dict[str, str] = {}
+        for raw, parameter in model.named_parameters(remove_duplicate=False):
+            name = stable_name(raw)
+            first = names.setdefault(id(parameter), name)
+            if first == name:
+                by_name[name] = parameter
+            else:
+                aliases[name] = first
+        return cls(by_name, aliases)
+
+
+def stable_name(name: str) -> str:
+    """A parameter's name as the schedule knows it: without what `torch.compile` and parametrizations add.
+
+    >>> stable_name("_orig_mod.conv1.parametrizations.weight.original")
+    'conv1.weight'
+    """
+    name = ".".join(part for part in name.split(".") if part != "_orig_mod")
+    return _PARAMETRIZED.sub(r"\1\2", name)

@@ -1,0 +1,256 @@
+"""Policies: one component and its window, as hook implementations. They return effects and change nothing themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import Module, Parameter
+from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
+
+from prunekit.bus import Participant
+from prunekit.components import (
+    Context,
+    DropMasks,
+    Effect,
+    KeepMasks,
+    Kind,
+    LossTerm,
+    Origin,
+    Pruner,
+    Regularizer,
+    SetLearningRates,
+    SetMasks,
+    ZeroWeights,
+)
+from prunekit.errors import ArgumentError, PluginError
+from prunekit.learning_rate import LearningRateSchedule
+from prunekit.progress import Progress, Window
+
+
+@dataclass(frozen=True)
+class PrunerArgs:
+    """The `args` of a pruner's policy."""
+
+    mini_batch_pruning_frequency: Annotated[int, Field(ge=0)] = 0
+    mask_on_forward_only: bool = False
+    use_double_copies: bool = False
+    mask_gradients: bool = False
+    keep_mask: bool = False
+    discard_masks_at_minibatch_end: bool = False
+    skip_first_minibatch: bool = False
+    levels: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.mask_gradients and not self.mask_on_forward_only:
+            raise ArgumentError("mask_gradients", message="needs mask_on_forward_only: true, or weights are masked anyway")
+
+
+@dataclass(frozen=True)
+class RegularizerArgs:
+    """The `args` of a regularizer's policy."""
+
+    keep_mask: bool = False
+
+
+@dataclass(eq=False)
+class Policy:
+    """One component and its window.
+
+    Attributes:
+        index: its place in the schedule's list.
+        kind: of the component.
+        name: the component's instance name.
+        component: the object made from the schedule's section.
+        origin: by whose hand its effects are.
+        window: when it acts.
+        parameters: what it owns, by name.
+        targets: parameter name -> the setting of the selector that chose it.
+        selectors: parameter name -> that selector.
+    """
+
+    index: int
+    kind: Kind
+    name: str
+    component: Any
+    origin: Origin
+    window: Window
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    targets: Mapping[str, Any] = field(default_factory=dict)
+    selectors: Mapping[str, str] = field(default_factory=dict)
+    _participants: dict[tuple[str, ...], Participant] = field(default_factory=dict)
+
+    def participants(self, epoch: int) -> Iterator[Participant]:
+        """What is on the bus in this epoch: the component's own hooks while the window is open, then the policy's."""
+        if self.window.is_open(epoch):
+            own = self._participants.get(("own",)) or Participant.of(self.component, self.origin)
+            self._participants["own",] = own
+            if own.hooks:
+                yield own
+        hooks = dict(self.hooks(epoch)) if self.window.is_active(epoch) else {}
+        if hooks:
+            key = tuple(hooks)
+            yield self._participants.setdefault(key, Participant(self.origin, hooks))
+
+    def hooks(self, epoch: int) -> Iterable[tuple[str, Callable[..., Any]]]:
+        """The policy's own implementations for an active epoch."""
+        return ()
+
+    def context(self, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> Context:
+        """What its component may know."""
+        return Context(model, masks, progress, self.window, self.targets, self.selectors)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the policy itself must remember across a resume."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any], masks: Mapping[str, Tensor]) -> None:
+        """Continue from `state_dict()`."""
+
+
+@dataclass(eq=False)
+class PruningPolicy(Policy):
+    """Asks a pruner for masks: when an active epoch begins, and within it where `args` say so."""
+
+    component: Pruner
+    args: PrunerArgs = field(default_factory=PrunerArgs)
+    _started: bool = False
+    _gradient_hooks: list[RemovableHandle] = field(default_factory=list)
+
+    def hooks(self, epoch: int) -> Iterable[tuple[str, Callable[..., Any]]]:
+        yield "on_epoch_begin", self.on_epoch_begin
+        if self.args.mini_batch_pruning_frequency or self.args.skip_first_minibatch:
+            yield "on_minibatch_begin", self.on_minibatch_begin
+        if self.args.discard_masks_at_minibatch_end:
+            yield "on_minibatch_end", self.on_minibatch_end
+        if epoch == self.window.last and (self.args.keep_mask or self.args.mask_gradients):
+            yield "on_epoch_end", self.on_epoch_end
+
+    def on_epoch_begin(self, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> Effect | None:
+        first, self._started = not self._started, True
+        if self.args.mask_gradients and not self._gradient_hooks:
+            self._mask_gradients(masks)
+        return None if first and self.args.skip_first_minibatch else self._prune(model, masks, progress)
+
+    def on_minibatch_begin(self, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> Effect | None:
+        every = self.args.mini_batch_pruning_frequency
+        due = every and progress.minibatch > 0 and progress.step % every == 0
+        if due or (self.args.skip_first_minibatch and progress.step == 1):
+            return self._prune(model, masks, progress)
+        return None
+
+    def on_minibatch_end(self) -> Effect:
+        return DropMasks(tuple(self.parameters))
+
+    def on_epoch_end(self) -> Effect | None:
+        for handle in self._gradient_hooks:
+            handle.remove()
+        self._gradient_hooks.clear()
+        return KeepMasks(tuple(self.parameters)) if self.args.keep_mask else None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"started": self._started, "gradients_masked": bool(self._gradient_hooks)}
+
+    def load_state_dict(self, state: Mapping[str, Any], masks: Mapping[str, Tensor]) -> None:
+        self._started = state["started"]
+        if state["gradients_masked"] and not self._gradient_hooks:
+            self._mask_gradients(masks)
+
+    def _prune(self, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> SetMasks:
+        with torch.no_grad():
+            chosen = self.component.compute_masks(self.parameters, self.context(model, masks, progress))
+        _must_fit(chosen, self.parameters)
+        return SetMasks(
+            chosen, forward_only=self.args.mask_on_forward_only, double_copies=self.args.use_double_copies
+        )
+
+    def _mask_gradients(self, masks: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            if parameter.requires_grad:
+                handle = parameter.register_hook(partial(_masked_gradient, masks, name))
+                self._gradient_hooks.append(handle)
+
+
+@dataclass(eq=False)
+class RegularizationPolicy(Policy):
+    """Adds a regularizer's penalty to the loss, and drops weights after the step where it has a threshold."""
+
+    component: Regularizer
+    args: RegularizerArgs = field(default_factory=RegularizerArgs)
+
+    def hooks(self, epoch: int) -> Iterable[tuple[str, Callable[..., Any]]]:
+        yield "before_backward_pass", self.before_backward_pass
+        if drops_weights(self.component):
+            yield "on_minibatch_end", self.on_minibatch_end
+
+    def before_backward_pass(self, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> LossTerm:
+        context = self.context(model, masks, progress)
+        return LossTerm(self.name, self.component.penalty(self.parameters, context))
+
+    def on_minibatch_end(self, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> Effect:
+        with torch.no_grad():
+            context = self.context(model, masks, progress)
+            chosen = self.component.compute_masks(self.parameters, context)  # type: ignore[attr-defined]
+        _must_fit(chosen, self.parameters)
+        keep = self.args.keep_mask and progress.epoch == self.window.last and progress.is_last_minibatch
+        return ZeroWeights(chosen, keep=keep)
+
+
+@dataclass(eq=False)
+class LRPolicy(Policy):
+    """Sets the learning rate of the next epoch when an active one ends, and of epoch 0 before it begins."""
+
+    component: LearningRateSchedule
+
+    def participants(self, epoch: int) -> Iterator[Participant]:
+        hooks = dict(self.hooks(epoch)) if self.window.is_active(epoch) else {}
+        if hooks:
+            yield self._participants.setdefault(tuple(hooks), Participant(self.origin, hooks))
+
+    def hooks(self, epoch: int) -> Iterable[tuple[str, Callable[..., Any]]]:
+        if epoch == 0 and not self.component.takes_metrics:
+            yield "on_epoch_begin", self.on_epoch_begin
+        yield "on_epoch_end", self.on_epoch_end
+
+    def on_epoch_begin(self) -> Effect:
+        return SetLearningRates(self.component.at(0))
+
+    def on_epoch_end(
+        self, optimizer: Optimizer, progress: Progress, metrics: Mapping[str, float] | None
+    ) -> Effect:
+        if self.component.takes_metrics:
+            return SetLearningRates(self.component.after(metrics, optimizer))
+        return SetLearningRates(self.component.at(progress.epoch + 1))
+
+
+@dataclass(eq=False)
+class HookPolicy(Policy):
+    """A component that acts through hooks of its own: an extension, a quantizer."""
+
+
+def drops_weights(component: object) -> bool:
+    """Whether a regularizer drops weights after each step: it has `compute_masks`, and does not say `thresholds = False`."""
+    return hasattr(component, "compute_masks") and bool(getattr(component, "thresholds", True))
+
+
+def _masked_gradient(masks: Mapping[str, Tensor], name: str, gradient: Tensor) -> Tensor | None:
+    mask = masks.get(name)
+    return None if mask is None else gradient * mask
+
+
+def _must_fit(chosen: object, parameters: Mapping[str, Parameter]) -> None:
+    if not isinstance(chosen, Mapping):
+        raise PluginError(f"compute_masks must return a mapping of parameter names to masks, got {chosen!r}")
+    for name, mask in chosen.items():
+        if name not in parameters:
+            raise PluginError(f"compute_masks returned a mask for {name!r}, which is none of the policy's parameters")
+        parameter = parameters[name]
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != parameter.shape:
+            got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else repr(mask)
+            raise PluginError(f"the mask of {name!r} must be torch.bool {tuple(parameter.shape)}, got {got}")

@@ -1,0 +1,429 @@
+"""CompressionScheduler: what a training loop calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from difflib import unified_diff
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import yaml
+from torch import Tensor
+from torch.nn import Module
+from torch.optim import Optimizer
+
+from prunekit.build import build, idle_policies
+from prunekit.bus import EventBus, Result, moment
+from prunekit.components import LossTerm, MaskChange, Stateful
+from prunekit.effects import Ledger, flatten
+from prunekit.errors import PluginError, PrunekitError, ScheduleError, StateError
+from prunekit.learning_rate import learning_rates
+from prunekit.masks import Masks
+from prunekit.parameters import Parameters
+from prunekit.plugins import create_registry, load_listeners
+from prunekit.policies import Policy, PruningPolicy
+from prunekit.progress import Progress
+from prunekit.registry import Registry
+from prunekit.schedule import Schedule, parse
+from prunekit.selectors import without_module
+from prunekit.source import Source, dump
+from prunekit.trace import Trace
+
+Batch = TypeVar("Batch")
+
+
+class CompressionScheduler:
+    """Carries out a schedule while a network trains.
+
+    Either the loop calls the events itself (`on_epoch_begin` … `on_epoch_end`), or it runs inside
+    `for epoch in scheduler.epochs(n)` and `for batch in scheduler.minibatches(loader)` and adds `total_loss(loss)`.
+    Masks are enforced after every optimizer step by a hook on the optimizer; the loop needs no line for it.
+
+    Args:
+        schedule: what to do and when.
+        model: the network, as the loop trains it (wrapped or not).
+        optimizer: needed by schedules with an LR scheduler, and for masks to be enforced right after its steps.
+        epochs: the length of the run, if known: a policy that never acts within it is an error.
+        trace: where lines go; `Trace(run_dir)` keeps them in a folder.
+        registry: the component classes; the installed ones by default.
+
+    Raises:
+        ScheduleError: every problem found in the schedule, before anything is changed.
+    """
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        model: Module,
+        optimizer: Optimizer | None = None,
+        *,
+        epochs: int | None = None,
+        trace: Trace | None = None,
+        registry: Registry | None = None,
+    ) -> None:
+        self._start(schedule, [], model, optimizer, epochs, trace, registry)
+
+    @classmethod
+    def from_yaml(
+        cls, path: str | Path, model: Module, optimizer: Optimizer | None = None, **options: Any
+    ) -> CompressionScheduler:
+        """A scheduler from a YAML file; options as in the constructor.
+
+        Raises:
+            ScheduleError: every problem in the file and in how it fits the model, with file, line and column.
+        """
+        return cls._from(Source.from_file(path), model, optimizer, **options)
+
+    @classmethod
+    def from_dict(
+        cls, data: Mapping[str, Any], model: Module, optimizer: Optimizer | None = None, **options: Any
+    ) -> CompressionScheduler:
+        """A scheduler from a dict of the YAML's shape, which is not changed; options as in the constructor."""
+        return cls._from(Source.from_data(data), model, optimizer, **options)
+
+    @classmethod
+    def _from(
+        cls,
+        source: Source,
+        model: Module,
+        optimizer: Optimizer | None,
+        *,
+        epochs: int | None = None,
+        trace: Trace | None = None,
+        registry: Registry | None = None,
+    ) -> CompressionScheduler:
+        schedule, problems = parse(source)
+        scheduler = cls.__new__(cls)
+        scheduler._start(schedule, problems, model, optimizer, epochs, trace, registry)
+        return scheduler
+
+    def _start(
+        self,
+        schedule: Schedule,
+        problems: list[Any],
+        model: Module,
+        optimizer: Optimizer | None,
+        epochs: int | None,
+        trace: Trace | None,
+        registry: Registry | None,
+    ) -> None:
+        self.schedule, self.model, self.optimizer = schedule, model, optimizer
+        self.trace = trace or Trace()
+        listeners, broken = load_listeners()
+        built = build(schedule, registry or create_registry(listeners), model, optimizer, epochs)
+        problems = [*problems, *schedule.problems(), *built.problems]
+        if problems:
+            raise ScheduleError(sorted(problems, key=lambda p: (p.position.line or 0, p.position.column or 0)))
+        for listener in broken:
+            self.trace.warning("plugin broken", plugin=str(listener.offer), error=listener.reason)
+        for warning in schedule.warnings():
+            self.trace.warning("schedule", problem=str(warning))
+        self._policies, self._components, self._plugins = built.policies, built.components, built.plugins
+        self._masks = Masks(Parameters.of(model).by_name)
+        self._bus = EventBus(self.trace, lambda: self.progress, listeners)
+        self._ledger = Ledger(self._masks, self._bus, self.trace)
+        self._epoch, self._minibatch, self._minibatches = 0, -1, 0
+        self._next_epoch = 0
+        self._begun = self._in_minibatch = self._optimization_begun = False
+        self._stepped = True
+        self._metrics: Mapping[str, float] | None = None
+        self._hooked: list[Optimizer] = []
+        if optimizer is not None:
+            self._hook(optimizer)
+
+    @property
+    def masks(self) -> Mapping[str, Tensor]:
+        """Parameter name -> boolean mask (True keeps), for the parameters that have one."""
+        return self._masks
+
+    @property
+    def progress(self) -> Progress:
+        """Where training stands."""
+        return Progress(self._epoch, self._minibatch, self._minibatches)
+
+    @property
+    def changes(self) -> Mapping[str, list[tuple[int, MaskChange]]]:
+        """What became of each parameter so far: (epoch, change), oldest first."""
+        return self._ledger.changes
+
+    # The explicit way: one call per event
+
+    def on_train_begin(self) -> None:
+        """Training is about to begin; the first `on_epoch_begin` calls it where the loop does not."""
+        if not self._begun:
+            self._begun = True
+            self.trace.info("training begins", plugins=self._plugins, policies=len(self._policies))
+            self._fire("on_train_begin")
+
+    def on_epoch_begin(self, epoch: int, optimizer: Optimizer | None = None) -> None:
+        """An epoch is about to begin: pruners choose their masks.
+
+        Raises:
+            Exception: what a plugin raised, with a note that names it; masks and model are as before.
+        """
+        self._epoch, self._minibatch = epoch, -1
+        self._take(optimizer)
+        self.on_train_begin()
+        self._open(epoch)
+        self._fire("on_epoch_begin")
+
+    def on_minibatch_begin(
+        self, epoch: int, minibatch: int, minibatches_per_epoch: int, optimizer: Optimizer | None = None
+    ) -> None:
+        """A mini-batch is about to go forward: masks are in the weights when this returns."""
+        self._epoch, self._minibatch, self._minibatches = epoch, minibatch, minibatches_per_epoch
+        self._take(optimizer)
+        self._in_minibatch, self._optimization_begun, self._stepped = True, False, False
+        self._fire("on_minibatch_begin")
+        self._masks.begin_forward()
+
+    def before_backward_pass(
+        self,
+        epoch: int,
+        minibatch: int,
+        minibatches_per_epoch: int,
+        loss: Tensor,
+        optimizer: Optimizer | None = None,
+    ) -> Tensor:
+        """The loss plus the terms of regularizers and the like: call `backward()` on what this returns."""
+        self._epoch, self._minibatch, self._minibatches = epoch, minibatch, minibatches_per_epoch
+        self._take(optimizer)
+        return self.total_loss(loss)
+
+    def before_parameter_optimization(
+        self, epoch: int, minibatch: int, minibatches_per_epoch: int, optimizer: Optimizer | None = None
+    ) -> None:
+        """Gradients are known. The optimizer's step calls it too; only the first call in a mini-batch counts."""
+        self._take(optimizer)
+        if not self._optimization_begun:
+            self._optimization_begun = True
+            self._fire("before_parameter_optimization")
+            self._masks.end_forward()
+
+    def on_minibatch_end(
+        self, epoch: int, minibatch: int, minibatches_per_epoch: int, optimizer: Optimizer | None = None
+    ) -> None:
+        """The optimizer has stepped: masks are enforced, if its hook has not done so, and regularizers drop weights."""
+        self._epoch, self._minibatch, self._minibatches = epoch, minibatch, minibatches_per_epoch
+        self._take(optimizer)
+        self._in_minibatch = False
+        self._masks.end_forward()
+        if not self._stepped:
+            self._masks.enforce()
+        self._fire("on_minibatch_end")
+
+    def on_epoch_end(
+        self, epoch: int, metrics: Mapping[str, float] | None = None, optimizer: Optimizer | None = None
+    ) -> None:
+        """The epoch has ended: the LR of the next one is set.
+
+        `metrics`: `min` is one to minimise (validation loss), `max` one to maximise (accuracy).
+        """
+        self._epoch, self._minibatch = epoch, -1
+        self._take(optimizer)
+        self._fire("on_epoch_end", metrics=metrics)
+        self._ledger.sum_up_epoch(self.progress)
+        self._next_epoch = epoch + 1
+        for policy in self._policies:
+            if policy.window.last == epoch:
+                self._window("on_window_close", "window closes", policy)
+
+    def on_train_end(self) -> None:
+        """Training has ended; nothing is live on the bus afterwards."""
+        if self._begun:
+            self._begun = False
+            self._fire("on_train_end")
+            self._bus.set_live(())
+            self.trace.info("training ends", epochs=self._next_epoch)
+
+    # The attached way: the loop runs inside these
+
+    def epochs(self, number: int) -> Iterator[int]:
+        """The epochs of a run of `number`, from where a restored state stands; events are fired around each.
+
+        Raises:
+            ScheduleError: a policy would never act within the run.
+        """
+        problems = idle_policies(self.schedule, number)
+        if problems:
+            raise ScheduleError(problems)
+        self.on_train_begin()
+        for epoch in range(self._next_epoch, number):
+            self._metrics = None
+            self.on_epoch_begin(epoch)
+            yield epoch
+            self.on_epoch_end(epoch, self._metrics)
+        self.on_train_end()
+
+    def minibatches(self, loader: Iterable[Batch], length: int | None = None) -> Iterator[Batch]:
+        """The batches of a loader; events are fired around each.
+
+        Args:
+            loader: anything to iterate over.
+            length: the number of batches, where `len(loader)` does not tell.
+        """
+        if length is None and not hasattr(loader, "__len__"):
+            raise PrunekitError("the loader has no length; say it: scheduler.minibatches(loader, length=…)")
+        total = len(loader) if length is None else length  # type: ignore[arg-type]
+        for minibatch, batch in enumerate(loader):
+            self.on_minibatch_begin(self._epoch, minibatch, total)
+            yield batch
+            self.on_minibatch_end(self._epoch, minibatch, total)
+
+    def total_loss(self, loss: Tensor) -> Tensor:
+        """The loss plus every term that a live policy adds."""
+        if not self._bus.hears("before_backward_pass"):
+            return loss
+        for result in self._results("before_backward_pass", loss=loss):
+            for term in flatten(result.value):
+                if not isinstance(term, LossTerm):
+                    raise PluginError(f"before_backward_pass of {result.origin} must return a LossTerm, got {term!r}")
+                loss = loss + self._ledger.count(term)
+        return loss
+
+    def report(self, **metrics: float) -> None:
+        """Metrics of this epoch for what looks at them when it ends: `report(min=validation_loss, max=accuracy)`."""
+        self._metrics = {**(self._metrics or {}), **metrics}
+
+    def masked(self) -> AbstractContextManager[None]:
+        """For evaluation and checkpoints: every mask applied, those that only the forward pass sees too."""
+        return self._masks.applied()
+
+    def sparsity(self, name: str | None = None) -> float:
+        """The fraction of zeros in a parameter, or in all of them, counted from the tensors as a forward pass sees them."""
+        parameters = Parameters.of(self.model).by_name
+        if name is not None:
+            return self._masks.sparsity(name)
+        total = sum(parameter.numel() for parameter in parameters.values())
+        zeros = sum(self._masks.sparsity(n) * p.numel() for n, p in parameters.items())
+        return zeros / max(total, 1)
+
+    # State
+
+    def state_dict(self) -> dict[str, Any]:
+        """Masks, component and policy state, learning rates and progress; `torch.load(weights_only=True)` reads it."""
+        components = {key: c.state_dict() for key, c in self._components.items() if isinstance(c, Stateful)}
+        state = {
+            "schedule": _text(self.schedule),
+            "plugins": dict(self._plugins),
+            "next_epoch": self._next_epoch,
+            "progress": tuple(self.progress),
+            "masks": self._masks.state_dict(),
+            "components": components,
+            "policies": {str(policy.index): policy.state_dict() for policy in self._policies},
+            "learning_rates": learning_rates(self.optimizer),
+            "ledger": self._ledger.state_dict(),
+        }
+        if self._bus.hears("on_state_saved"):
+            self._bus.fire("on_state_saved", state=state, progress=self.progress)
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict()`. Model and optimizer load their own.
+
+        Raises:
+            StateError: the state belongs to another schedule, another model or other plugins; nothing was changed.
+        """
+        masks = self._fitting(state)
+        self._masks.load_state_dict(masks)
+        for key, saved in state["components"].items():
+            self._components[key].load_state_dict(saved)
+        for policy in self._policies:
+            policy.load_state_dict(state["policies"][str(policy.index)], self._masks)
+        for group, rate in zip(self.optimizer.param_groups if self.optimizer else (), state["learning_rates"], strict=True):
+            _set_rate(group, rate)
+        self._ledger.load_state_dict(state["ledger"])
+        self._epoch, self._minibatch, self._minibatches = state["progress"]
+        self._next_epoch = state["next_epoch"]
+        if self._minibatch >= 0:
+            self._open(self._epoch)
+        self.trace.info("state restored", **moment(self.progress), next_epoch=self._next_epoch)
+        self._bus.fire("on_state_restored", state=state, progress=self.progress)
+
+    def _fitting(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """The state's masks under this model's names."""
+        missing = [key for key in ("schedule", "plugins", "masks", "components", "policies") if key not in state]
+        if missing:
+            raise StateError(f"not the state of a scheduler: it has no {missing[0]!r}")
+        if state["schedule"] != _text(self.schedule):
+            lines = unified_diff(state["schedule"].split("\n"), _text(self.schedule).split("\n"), "saved", "now", n=1)
+            raise StateError("the state was saved under another schedule:\n" + "\n".join(lines))
+        if set(state["components"]) != {k for k, c in self._components.items() if isinstance(c, Stateful)}:
+            raise StateError(f"the state holds components {sorted(state['components'])}, not those of this schedule")
+        if len(state["learning_rates"]) != len(learning_rates(self.optimizer)):
+            saved, now = len(state["learning_rates"]), len(learning_rates(self.optimizer))
+            raise StateError(f"the state was saved with {saved} parameter groups, the optimizer has {now}")
+        parameters = Parameters.of(self.model).by_name
+        bare = {without_module(name): name for name in parameters}
+        masks = {bare.get(without_module(name), name): saved for name, saved in state["masks"].items()}
+        for name, saved in masks.items():
+            mask = saved["pruned"] if saved["pruned"] is not None else saved["kept"]
+            if name not in parameters:
+                raise StateError(f"the state holds a mask for {name!r}, and the model has no such parameter")
+            if mask.shape != parameters[name].shape:
+                raise StateError(f"the mask of {name!r} is {tuple(mask.shape)}, the parameter {tuple(parameters[name].shape)}")
+        for plugin, version in state["plugins"].items():
+            if self._plugins.get(plugin) != version:
+                self.trace.warning("plugin changed", plugin=plugin, saved=version, now=self._plugins.get(plugin))
+        return masks
+
+    # Inside
+
+    def _fire(self, hook: str, **more: Any) -> None:
+        """Fire an event, and carry out what its implementations want done once all of them have returned."""
+        if self._bus.hears(hook):
+            self._ledger.carry_out(self._results(hook, **more), hook, self.optimizer, self.progress)
+
+    def _results(self, hook: str, **more: Any) -> list[Result]:
+        return self._bus.fire(
+            hook, model=self.model, masks=self._masks, optimizer=self.optimizer, progress=self.progress, **more
+        )
+
+    def _open(self, epoch: int) -> None:
+        """Put on the bus what is live in this epoch, and say whose window opens."""
+        participants = {id(p): p for policy in self._policies for p in policy.participants(epoch)}
+        self._bus.set_live(participants.values())
+        acting = [policy for policy in self._policies if policy.window.is_active(epoch)]
+        self._masks.activate(n for policy in acting if isinstance(policy, PruningPolicy) for n in policy.parameters)
+        for policy in self._policies:
+            if policy.window.first == epoch:
+                self._window("on_window_open", "window opens", policy)
+
+    def _window(self, hook: str, event: str, policy: Policy) -> None:
+        self.trace.info(event, hook=hook, **policy.origin._asdict(), **moment(self.progress))
+        self._bus.fire(hook, policy=policy.origin, progress=self.progress)
+
+    def _take(self, optimizer: Optimizer | None) -> None:
+        if optimizer is not None and optimizer is not self.optimizer:
+            self._hook(optimizer)
+            self.optimizer = self.optimizer or optimizer
+
+    def _hook(self, optimizer: Optimizer) -> None:
+        if not any(known is optimizer for known in self._hooked):
+            self._hooked.append(optimizer)
+            optimizer.register_step_pre_hook(self._before_step)
+            optimizer.register_step_post_hook(self._after_step)
+
+    def _before_step(self, *_: Any) -> None:
+        if self._in_minibatch and not self._optimization_begun:
+            self.before_parameter_optimization(self._epoch, self._minibatch, self._minibatches)
+
+    def _after_step(self, *_: Any) -> None:
+        self._masks.enforce()
+        self._stepped = True
+
+
+def _set_rate(group: dict[str, Any], rate: float) -> None:
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
+
+
+def _text(schedule: Schedule) -> str:
+    try:
+        return schedule.to_yaml()
+    except yaml.representer.RepresenterError:
+        return repr(schedule.to_dict())

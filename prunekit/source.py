@@ -1,0 +1,271 @@
+"""A YAML text as plain data, with the position of every node and everything that PyYAML would pass over in silence.
+
+Scalars follow YAML 1.2's core schema: `2e-6` is a number, `on` and `1:30` are strings. Keys are strings as written.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from prunekit.errors import Position, Problem, dotted
+
+Path_ = tuple[str | int, ...]
+"""Keys and indices from the top of a schedule to one of its nodes."""
+
+_TAG = "tag:yaml.org,2002:"
+_CORE = [
+    ("null", r"~|null|Null|NULL|", "~nN"),
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+.0123456789"),
+    ("merge", r"<<", "<"),
+]
+_MOST_NODES = 100_000
+
+
+class _CoreResolver(yaml.resolver.BaseResolver):
+    """YAML 1.2's core schema, and merge keys."""
+
+
+for _name, _pattern, _first in _CORE:
+    _CoreResolver.add_implicit_resolver(_TAG + _name, re.compile(rf"^(?:{_pattern})$"), [*_first, ""])
+
+
+class _Loader(yaml.reader.Reader, yaml.scanner.Scanner, yaml.parser.Parser, yaml.composer.Composer, _CoreResolver):
+    def __init__(self, text: str) -> None:
+        yaml.reader.Reader.__init__(self, text)
+        yaml.scanner.Scanner.__init__(self)
+        yaml.parser.Parser.__init__(self)
+        yaml.composer.Composer.__init__(self)
+        _CoreResolver.__init__(self)
+
+
+class _Dumper(
+    yaml.emitter.Emitter, yaml.serializer.Serializer, yaml.representer.SafeRepresenter, _CoreResolver
+):
+    def __init__(self, stream: Any) -> None:
+        yaml.emitter.Emitter.__init__(self, stream, allow_unicode=True, width=100)
+        yaml.serializer.Serializer.__init__(self)
+        yaml.representer.SafeRepresenter.__init__(self, sort_keys=False, default_flow_style=None)
+        _CoreResolver.__init__(self)
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+@dataclass
+class Source:
+    """Plain data (dicts, lists, strings, numbers, booleans, None), where it stands, and what is wrong with it as YAML."""
+
+    name: str
+    data: Any = None
+    problems: list[Problem] = field(default_factory=list)
+    _root: yaml.Node | None = None
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Source:
+        """Read a YAML file.
+
+        Raises:
+            OSError: it can't be read.
+        """
+        data = Path(path).read_bytes()
+        try:
+            return cls.from_text(data.decode("utf-8-sig"), str(path))
+        except UnicodeDecodeError as error:
+            before = data[: error.start]
+            line, column = before.count(b"\n") + 1, error.start - before.rfind(b"\n")
+            return cls(str(path), problems=[Problem(Position(str(path), line, column), "", f"not UTF-8: {error.reason}")])
+
+    @classmethod
+    def from_text(cls, text: str, name: str = "<yaml>") -> Source:
+        """Read YAML; `name` stands for the file in positions."""
+        source = cls(name)
+        try:
+            source._root = _Loader(text).get_single_node()
+            if source._root is not None:
+                _Reader(source).read()
+        except yaml.MarkedYAMLError as error:
+            mark = error.problem_mark or error.context_mark
+            what = ": ".join(part for part in (error.context, error.problem) if part)
+            source._refuse(_position(name, mark), (), f"not YAML: {what}")
+        except yaml.reader.ReaderError as error:
+            before = text[: error.position]
+            position = Position(name, before.count("\n") + 1, error.position - before.rfind("\n"))
+            source._refuse(position, (), f"not YAML: {error.reason}")
+        except RecursionError:
+            source._refuse(Position(name, 1, 1), (), "nested too deeply")
+        except (ValueError, OverflowError) as error:
+            source._refuse(Position(name, 1, 1), (), f"not YAML: {error}")
+        return source
+
+    @classmethod
+    def from_data(cls, data: Any, name: str = "<dict>") -> Source:
+        """Take plain data as it is (copied; keys become strings, tuples lists)."""
+        source = cls(name)
+        try:
+            source.data = plain(data)
+        except RecursionError:
+            source._refuse(Position(name), (), "nested too deeply, or within itself")
+        return source
+
+    def locate(self, path: Sequence[str | int], *, key: bool = False) -> Position:
+        """Where the value at `path` stands (or its key); of a path that ends in nothing, its last part that exists."""
+        node, found = self._root, self._root
+        for index, part in enumerate(path):
+            step = _child(node, part)
+            if step is None:
+                break
+            key_node, node = step
+            found = key_node if key and index == len(path) - 1 else node
+        return Position(self.name) if found is None else _position(self.name, found.start_mark)
+
+    def problem(self, path: Sequence[str | int], message: str, *, key: bool = False) -> Problem:
+        """Something wrong at `path`."""
+        return Problem(self.locate(path, key=key), dotted(path), message)
+
+    def _refuse(self, position: Position, path: Path_, message: str) -> None:
+        self.data = None
+        self.problems.append(Problem(position, dotted(path), message))
+
+
+class _Reader:
+    """Nodes -> data, once for each node however many aliases it has."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.done: dict[int, Any] = {}
+        self.sizes: dict[int, int] = {}
+        self.open: set[int] = set()
+
+    def read(self) -> None:
+        root = self.source._root
+        self.source.data = self.value(root, ())
+        if self.sizes.get(id(root), 1) > _MOST_NODES:
+            self.source._refuse(_position(self.source.name, root.start_mark), (), f"more than {_MOST_NODES} nodes")
+
+    def value(self, node: Any, path: Path_) -> Any:
+        if id(node) in self.open:
+            self.say(node, path, "an alias to something that it is part of")
+            return None
+        if id(node) not in self.done:
+            self.open.add(id(node))
+            self.done[id(node)] = self.new_value(node, path)
+            self.open.discard(id(node))
+        return self.done[id(node)]
+
+    def new_value(self, node: Any, path: Path_) -> Any:
+        if isinstance(node, yaml.ScalarNode):
+            return self.scalar(node, path)
+        if node.tag not in (_TAG + "map", _TAG + "seq"):
+            self.say(node, path, f"the tag {node.tag!r} is not accepted: schedules are plain data")
+        if isinstance(node, yaml.SequenceNode):
+            items = [self.value(child, (*path, index)) for index, child in enumerate(node.value)]
+            self.count(node, node.value)
+            return items
+        return self.mapping(node, path)
+
+    def mapping(self, node: Any, path: Path_) -> dict[str, Any]:
+        data: dict[str, Any] = {}
+        merged: dict[str, Any] = {}
+        lines: dict[str, int] = {}
+        for key, child in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                self.say(key, path, "a key must be a plain word, not a list or a mapping")
+            elif key.tag == _TAG + "merge":
+                merged = {**self.merged(child, path), **merged}
+            elif key.value in data:
+                place = (*path, key.value)
+                self.say(key, place, f"the key {key.value!r} stands twice; the first is on line {lines[key.value]}")
+            else:
+                lines[key.value] = key.start_mark.line + 1
+                data[key.value] = self.value(child, (*path, key.value))
+        self.count(node, [child for _, child in node.value])
+        return {**merged, **data}
+
+    def merged(self, node: Any, path: Path_) -> dict[str, Any]:
+        value = self.value(node, path)
+        parts = value if isinstance(value, list) else [value]
+        if not all(isinstance(part, dict) for part in parts):
+            self.say(node, path, "'<<' merges mappings only")
+            return {}
+        return {key: item for part in reversed(parts) for key, item in part.items()}
+
+    def scalar(self, node: Any, path: Path_) -> Any:
+        text, kind = node.value, node.tag.removeprefix(_TAG)
+        readers = {"str": str, "null": lambda _: None, "bool": lambda t: t.lower() == "true", "int": _int, "float": _float}
+        if kind not in readers:
+            self.say(node, path, f"the tag {node.tag!r} is not accepted: schedules are plain data")
+            return None
+        try:
+            return readers[kind](text)
+        except ValueError as error:
+            self.say(node, path, f"{text[:40]!r} is no {kind}: {error}")
+            return None
+
+    def count(self, node: Any, children: Sequence[Any]) -> None:
+        self.sizes[id(node)] = 1 + sum(self.sizes.get(id(child), 1) for child in children)
+
+    def say(self, node: Any, path: Path_, message: str) -> None:
+        self.source.problems.append(Problem(_position(self.source.name, node.start_mark), dotted(path), message))
+
+
+def _int(text: str) -> int:
+    return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+
+
+def _float(text: str) -> float:
+    return float(re.sub(r"^([-+]?)\.(inf|nan)$", r"\1\2", text.lower()))
+
+
+def _child(node: Any, part: str | int) -> tuple[Any, Any] | None:
+    if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and 0 <= part < len(node.value):
+        return node.value[part], node.value[part]
+    if isinstance(node, yaml.MappingNode):
+        own = [(k, v) for k, v in node.value if isinstance(k, yaml.ScalarNode) and k.value == str(part)]
+        return own[0] if own else next(_in_merged(node, part), None)
+    return None
+
+
+def _in_merged(node: Any, part: str | int) -> Iterator[tuple[Any, Any]]:
+    for key, value in node.value:
+        if getattr(key, "tag", "") == _TAG + "merge":
+            for merged in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                step = _child(merged, part) if isinstance(merged, yaml.MappingNode) else None
+                if step is not None:
+                    yield step
+
+
+def _position(name: str, mark: Any) -> Position:
+    return Position(name, 1, 1) if mark is None else Position(name, mark.line + 1, mark.column + 1)
+
+
+def plain(data: Any) -> Any:
+    """A deep copy of mappings and sequences as dicts with string keys and lists; the rest as it is."""
+    if isinstance(data, Mapping):
+        return {str(key): plain(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [plain(value) for value in data]
+    return data
+
+
+def dump(data: Any) -> str:
+    """Plain data as YAML that `Source.from_text` reads back equal.
+
+    Raises:
+        yaml.representer.RepresenterError: something in it is no plain data.
+    """
+    import io
+
+    stream = io.StringIO()
+    dumper = _Dumper(stream)
+    dumper.open()
+    dumper.represent(data)
+    dumper.close()
+    return stream.getvalue()

@@ -1,0 +1,94 @@
+"""The trace: one structured line per hook implementation that runs (debug), one per effect (info)."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import structlog
+
+Level = Literal["debug", "info", "warning", "error"]
+LEVELS: dict[str, int] = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+FILE_NAME = "trace.jsonl"
+
+
+class Trace:
+    """Sends every line to the application's structlog and, if given a folder, as JSON to `trace.jsonl` there.
+
+    Args:
+        run_dir: the run's folder, made if need be; lines are appended.
+        level: the least level written. At `debug` each hook implementation leaves a line.
+        logger: where lines go besides the file; the application's structlog as it is configured, by default.
+            None writes to the file alone.
+    """
+
+    def __init__(
+        self, run_dir: str | Path | None = None, level: Level = "info", logger: Any = "application"
+    ) -> None:
+        self.level = LEVELS[level]
+        self.debug_on = self.level <= LEVELS["debug"]
+        self.path: Path | None = None
+        self._loggers: list[Any] = []
+        if logger is not None:
+            self._loggers.append(structlog.get_logger("prunekit") if logger == "application" else logger)
+        if run_dir is not None:
+            self.path = Path(run_dir) / FILE_NAME
+            self._loggers.append(_json_lines(self.path))
+
+    def debug(self, event: str, **values: Any) -> None:
+        """A hook implementation has run."""
+        self._log("debug", event, values)
+
+    def info(self, event: str, **values: Any) -> None:
+        """An effect."""
+        self._log("info", event, values)
+
+    def warning(self, event: str, **values: Any) -> None:
+        """Something that is allowed and probably not meant."""
+        self._log("warning", event, values)
+
+    def error(self, event: str, **values: Any) -> None:
+        """A failure, with its origin."""
+        self._log("error", event, values)
+
+    def _log(self, level: Level, event: str, values: dict[str, Any]) -> None:
+        if LEVELS[level] >= self.level:
+            for logger in self._loggers:
+                getattr(logger, level)(event, **values)
+
+
+def _json_lines(path: Path) -> Any:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _end_last_line(path)
+    return structlog.wrap_logger(
+        structlog.WriteLogger(path.open("a", encoding="utf-8", buffering=1)),
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(default=str),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
+        cache_logger_on_first_use=True,
+    )
+
+
+def _end_last_line(path: Path) -> None:
+    """A run that was killed may have left half a line: the next line must not grow out of it."""
+    if path.exists() and (data := path.read_bytes()) and not data.endswith(b"\n"):
+        path.write_bytes(data + b"\n")
+
+
+def read(path: str | Path) -> Iterator[Mapping[str, Any]]:
+    """The lines of a run's trace (its folder or its file), in order; a line cut short by a crash is left out."""
+    file = Path(path)
+    file = file / FILE_NAME if file.is_dir() else file
+    with file.open(encoding="utf-8") as lines:
+        for line in lines:
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                continue
