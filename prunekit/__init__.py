@@ -19,7 +19,7 @@ from prunekit.components import (
     Targets,
     ZeroWeights,
 )
-from prunekit.errors import ArgumentError, PluginError, PrunekitError, Problem, ScheduleError, StateError
+from prunekit.errors import ArgumentError, PluginError, Problem, PrunekitError, ScheduleError, StateError
 from prunekit.granularity import Granularity, granularities
 from prunekit.hookspecs import hookimpl
 from prunekit.progress import Progress, Window
@@ -50,8 +50,8 @@ __all__ = [
     "PolicySpec",
     "Problem",
     "Progress",
-    "Pruner",
     "PrunekitError",
+    "Pruner",
     "Regularizer",
     "Schedule",
     "ScheduleError",

@@ -112,13 +112,13 @@ class _Builder:
             found = self.registry.find(spec.kind, spec.class_)
         missing = [name for name in _METHODS[spec.kind] if not callable(getattr(found.cls, name, None))]
         if missing:
-            raise PluginError(f"{spec.class_name!r} of {found.distribution} is no {spec.kind}: it has no {missing[0]}()")
+            raise PluginError(
+                f"{spec.class_name!r} of {found.distribution} is no {spec.kind}: it has no {missing[0]}()"
+            )
         hook_names(found.cls, found.distribution)
         return found
 
-    def make(
-        self, spec: ComponentSpec, args: Mapping[str, Any], path: tuple[str | int, ...], key: str
-    ) -> Any:
+    def make(self, spec: ComponentSpec, args: Mapping[str, Any], path: tuple[str | int, ...], key: str) -> Any:
         cls = self.found[spec.kind, spec.name].cls
         errors = list(check_arguments(cls, spec.kind, args))
         for error in errors:
@@ -158,18 +158,16 @@ class _Builder:
         cls = _ARGS.get(policy.kind)
         if cls is None:
             return ()
-        errors = list(check_arguments(cls, policy.kind, policy.args))
+        errors, args = list(check_arguments(cls, policy.kind, policy.args)), None
         try:
             args = None if errors else cls(**policy.args)
-        except ArgumentError as error:
-            errors, args = [error], None
+        except ArgumentError as contradiction:
+            errors = [contradiction]
         for error in errors:
             self.say((*path, *error.keys), error.message, key=len(error.keys) == 1)
         return args
 
-    def with_levels(
-        self, spec: ComponentSpec, levels: Any, index: int, path: tuple[str | int, ...]
-    ) -> Any:
+    def with_levels(self, spec: ComponentSpec, levels: Any, index: int, path: tuple[str | int, ...]) -> Any:
         """A component of its own for a policy that replaces its `levels`."""
         if "levels" not in _names(self.found[spec.kind, spec.name].cls):
             self.say((*path, "levels"), f"{spec.class_name} has no levels to replace", key=True)
@@ -198,7 +196,9 @@ class _Builder:
         if policy.kind in ("pruner", "regularizer"):
             owned = self.owned(component, spec, policy.window, path)
             if args == RegularizerArgs(keep_mask=True) and not drops_weights(component):
-                self.say(("policies", index, policy.kind, "args"), "keep_mask needs threshold_criteria: no mask is made")
+                self.say(
+                    ("policies", index, policy.kind, "args"), "keep_mask needs threshold_criteria: no mask is made"
+                )
             cls = PruningPolicy if policy.kind == "pruner" else RegularizationPolicy
             self.built.policies.append(cls(**common, **owned, args=args))
         elif policy.kind == "lr_scheduler":
@@ -208,9 +208,7 @@ class _Builder:
         else:
             self.built.policies.append(HookPolicy(**common))
 
-    def owned(
-        self, component: Any, spec: ComponentSpec, window: Window, path: tuple[str | int, ...]
-    ) -> dict[str, Any]:
+    def owned(self, component: Any, spec: ComponentSpec, window: Window, path: tuple[str | int, ...]) -> dict[str, Any]:
         """The parameters, settings and selectors of a component, checked."""
         try:
             targets = component.targets

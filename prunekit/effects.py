@@ -44,8 +44,13 @@ class Ledger:
         for origin, effect in wanted:
             if type(effect) not in _EFFECTS:
                 raise PluginError(f"{hook} of {origin} returned {effect!r}; an effect or None was expected")
-        for origin, effect in wanted:
-            _EFFECTS[type(effect)](self, effect, origin, optimizer, progress)
+        undo = self._snapshot([effect for _, effect in wanted], optimizer)
+        try:
+            for origin, effect in wanted:
+                _EFFECTS[type(effect)](self, effect, origin, optimizer, progress)
+        except Exception:
+            undo()
+            raise
 
     def set_masks(self, effect: SetMasks, origin: Origin, optimizer: Optimizer | None, progress: Progress) -> None:
         """A pruner has chosen."""
@@ -71,7 +76,9 @@ class Ledger:
         if dropped:
             self.trace.debug("masks dropped", **origin._asdict(), **moment(progress), parameters=dropped)
 
-    def zero_weights(self, effect: ZeroWeights, origin: Origin, optimizer: Optimizer | None, progress: Progress) -> None:
+    def zero_weights(
+        self, effect: ZeroWeights, origin: Origin, optimizer: Optimizer | None, progress: Progress
+    ) -> None:
         """A regularizer drops weights: for once, every mini-batch anew, or for good."""
         if effect.keep:
             change = lambda name: self.masks.intersect(name, effect.masks[name])  # noqa: E731
@@ -127,9 +134,28 @@ class Ledger:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict()`."""
         self.changes = {
-            name: [(epoch, MaskChange(name, before, after, Origin(*origin))) for epoch, before, after, origin in changes]
+            name: [
+                (epoch, MaskChange(name, before, after, Origin(*origin))) for epoch, before, after, origin in changes
+            ]
             for name, changes in state.items()
         }
+
+    def _snapshot(self, effects: list[Any], optimizer: Optimizer | None) -> Callable[[], None]:
+        """How to put everything back if a listener fails over what it hears; without listeners nothing is copied."""
+        if not any(self.bus.hears(hook) for hook in _HEARD):
+            return lambda: None
+        touched = {name for effect in effects for name in getattr(effect, "masks", getattr(effect, "names", ()))}
+        restore_masks = self.masks.snapshot(touched)
+        rates = learning_rates(optimizer)
+        changes = {name: list(entries) for name, entries in self.changes.items()}
+
+        def undo() -> None:
+            restore_masks()
+            self.changes = changes
+            if optimizer is not None:
+                set_groups(optimizer, [{"lr": rate} for rate in rates])
+
+        return undo
 
     def _change(
         self, event: str, names: Iterable[str], change: Callable[[str], None], origin: Origin, progress: Progress
@@ -153,6 +179,8 @@ class Ledger:
             history.remove(next(entry for entry in reversed(history) if entry[1].origin == change.origin))
         history.append((epoch, change))
 
+
+_HEARD = ("on_masks_changed", "on_learning_rate_changed", "on_modules_quantized")
 
 _EFFECTS: dict[type, Callable[..., None]] = {
     SetMasks: Ledger.set_masks,

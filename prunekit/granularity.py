@@ -31,7 +31,8 @@ class Granularity:
 
     def l2(self, tensor: Tensor) -> Tensor:
         """The L2 norm of each group, in a shape that broadcasts over `tensor`."""
-        return torch.linalg.vector_norm(tensor, dim=self.reduced(tensor), keepdim=True)
+        norm: Tensor = torch.linalg.vector_norm(tensor, dim=self.reduced(tensor), keepdim=True)
+        return norm
 
     def mean_abs(self, tensor: Tensor) -> Tensor:
         """The mean magnitude of each group, in a shape that broadcasts over `tensor`."""
@@ -65,5 +66,7 @@ def granularities(name: str) -> tuple[Granularity, ...]:
     """
     unknown = [part for part in name.split("+") if part not in GRANULARITIES]
     if unknown:
-        raise ValueError(f"no granularity is called {unknown[0]!r}; known are {', '.join(GRANULARITIES)}, joined by '+'")
+        raise ValueError(
+            f"no granularity is called {unknown[0]!r}; known are {', '.join(GRANULARITIES)}, joined by '+'"
+        )
     return tuple(GRANULARITIES[part] for part in name.split("+"))

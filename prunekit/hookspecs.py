@@ -18,7 +18,8 @@ A training loop fires them in this order:
 
 An implementation takes only the arguments that it names, and returns what it wants done (`prunekit.SetMasks`,
 `prunekit.LossTerm`, …) instead of doing it: prunekit carries effects out when every implementation has returned, so an
-exception leaves masks and model as they were. Implementations run in the order of the schedule's policies, listeners last.
+exception leaves masks and model as they were. Implementations run in the order of the schedule's policies, listeners
+last.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,7 +63,7 @@ class Masks(Mapping[str, Tensor]):
     # Changes
 
     def set(self, name: str, mask: Tensor, *, forward_only: bool = False, double_copies: bool = False) -> None:
-        """A pruner's mask for a parameter, in place of the one it had; applied at once unless only the forward pass sees it."""
+        """A pruner's mask, in place of the one it had; applied at once unless only the forward pass sees it."""
         entry = self._entry(name)
         entry.pruned, entry.forward_only, entry.double_copies = mask.contiguous(), forward_only, double_copies
         self._changed(entry)
@@ -126,8 +127,8 @@ class Masks(Mapping[str, Tensor]):
 
     def end_forward(self) -> None:
         """Put the unmasked weights back, if any were set aside."""
-        for parameter, copy in self._copies:
-            parameter.detach().copy_(copy)
+        for parameter, weights in self._copies:
+            parameter.detach().copy_(weights)
         self._copies.clear()
 
     @contextmanager
@@ -141,11 +142,11 @@ class Masks(Mapping[str, Tensor]):
         try:
             yield
         finally:
-            for parameter, copy in copies:
-                parameter.detach().copy_(copy)
+            for parameter, weights in copies:
+                parameter.detach().copy_(weights)
 
     def sparsity(self, name: str) -> float:
-        """The fraction of zeros in the parameter as the forward pass sees it, counted from the tensor (0 where it is empty)."""
+        """The fraction of zeros in a parameter as the forward pass sees it, counted from the tensor."""
         parameter, entry = self._parameters[name].detach(), self._entries.get(name)
         if entry is not None and entry.only_in_forward:
             parameter = parameter.masked_fill(~entry.mask, 0)
@@ -175,6 +176,20 @@ class Masks(Mapping[str, Tensor]):
             self._changed(entry)
         self._stale = True
         self.enforce()
+
+    def snapshot(self, names: Iterable[str]) -> Callable[[], None]:
+        """Remember masks and weights of these parameters; the function that is returned puts them back."""
+        saved = {name: (self._parameters[name].detach().clone(), copy(self._entries.get(name))) for name in names}
+
+        def restore() -> None:
+            for name, (weights, entry) in saved.items():
+                self._parameters[name].detach().copy_(weights)
+                self._entries.pop(name, None)
+                if entry is not None:
+                    self._entries[name] = entry
+            self._stale = True
+
+        return restore
 
     def _entry(self, name: str) -> _Entry:
         return self._entries.setdefault(name, _Entry(self._parameters[name]))

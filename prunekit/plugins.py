@@ -71,7 +71,7 @@ def create_registry(listeners: Iterable[Listener]) -> Registry:
         asked = {"kind": kind, "name": name}
         for implementation in reversed(manager.hook.find_component.get_hookimpls()):
             cls = implementation.function(*(asked[argument] for argument in implementation.argnames))
-            if cls is not None:
+            if isinstance(cls, type):
                 listener = owners[implementation.plugin_name]
                 return Found(cls, listener.distribution, listener.version)
         return None

@@ -1,4 +1,4 @@
-"""Policies: one component and its window, as hook implementations. They return effects and change nothing themselves."""
+"""Policies: one component and its window, as hook implementations that return effects and change nothing."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ class PrunerArgs:
 
     def __post_init__(self) -> None:
         if self.mask_gradients and not self.mask_on_forward_only:
-            raise ArgumentError("mask_gradients", message="needs mask_on_forward_only: true, or weights are masked anyway")
+            raise ArgumentError(
+                "mask_gradients", message="needs mask_on_forward_only: true, or weights are masked anyway"
+            )
 
 
 @dataclass(frozen=True)
@@ -166,14 +168,13 @@ class PruningPolicy(Policy):
         with torch.no_grad():
             chosen = self.component.compute_masks(self.parameters, self.context(model, masks, progress))
         _must_fit(chosen, self.parameters)
-        return SetMasks(
-            chosen, forward_only=self.args.mask_on_forward_only, double_copies=self.args.use_double_copies
-        )
+        return SetMasks(chosen, forward_only=self.args.mask_on_forward_only, double_copies=self.args.use_double_copies)
 
     def _mask_gradients(self, masks: Mapping[str, Tensor]) -> None:
         for name, parameter in self.parameters.items():
             if parameter.requires_grad:
-                handle = parameter.register_hook(partial(_masked_gradient, masks, name))
+                hook = partial(_masked_gradient, masks, name)
+                handle = parameter.register_hook(hook)  # type: ignore[no-untyped-call]
                 self._gradient_hooks.append(handle)
 
 
@@ -221,9 +222,7 @@ class LRPolicy(Policy):
     def on_epoch_begin(self) -> Effect:
         return SetLearningRates(self.component.at(0))
 
-    def on_epoch_end(
-        self, optimizer: Optimizer, progress: Progress, metrics: Mapping[str, float] | None
-    ) -> Effect:
+    def on_epoch_end(self, optimizer: Optimizer, progress: Progress, metrics: Mapping[str, float] | None) -> Effect:
         if self.component.takes_metrics:
             return SetLearningRates(self.component.after(metrics, optimizer))
         return SetLearningRates(self.component.at(progress.epoch + 1))
@@ -235,7 +234,7 @@ class HookPolicy(Policy):
 
 
 def drops_weights(component: object) -> bool:
-    """Whether a regularizer drops weights after each step: it has `compute_masks`, and does not say `thresholds = False`."""
+    """Whether a regularizer drops weights: it has `compute_masks`, and does not say `thresholds = False`."""
     return hasattr(component, "compute_masks") and bool(getattr(component, "thresholds", True))
 
 

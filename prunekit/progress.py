@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 
@@ -52,7 +53,7 @@ class Window:
         epochs: Sequence[int] | None = None,
     ) -> None:
         if epochs is not None:
-            if not epochs or epochs[0] < 0 or any(a >= b for a, b in zip(epochs, epochs[1:], strict=False)):
+            if not epochs or epochs[0] < 0 or any(a >= b for a, b in pairwise(epochs)):
                 raise ValueError(f"epochs must be ascending, not negative and at least one, got {list(epochs)}")
             starting_epoch, ending_epoch, frequency = epochs[0], epochs[-1] + 1, 1
         if not 0 <= starting_epoch < ending_epoch:

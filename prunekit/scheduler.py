@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from difflib import unified_diff
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-import yaml
 from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
 from prunekit.build import build, idle_policies
 from prunekit.bus import EventBus, Result, moment
-from prunekit.components import LossTerm, MaskChange, Stateful
+from prunekit.components import LossTerm, MaskChange
 from prunekit.effects import Ledger, flatten
-from prunekit.errors import PluginError, PrunekitError, ScheduleError, StateError
-from prunekit.learning_rate import learning_rates
+from prunekit.errors import PluginError, PrunekitError, ScheduleError
+from prunekit.learning_rate import learning_rates, set_groups
 from prunekit.masks import Masks
 from prunekit.parameters import Parameters
 from prunekit.plugins import create_registry, load_listeners
@@ -27,8 +24,8 @@ from prunekit.policies import Policy, PruningPolicy
 from prunekit.progress import Progress
 from prunekit.registry import Registry
 from prunekit.schedule import Schedule, parse
-from prunekit.selectors import without_module
-from prunekit.source import Source, dump
+from prunekit.source import Source
+from prunekit.state import check_fit, fingerprint, fitting_masks, stateful
 from prunekit.trace import Trace
 
 Batch = TypeVar("Batch")
@@ -292,7 +289,7 @@ class CompressionScheduler:
         return self._masks.applied()
 
     def sparsity(self, name: str | None = None) -> float:
-        """The fraction of zeros in a parameter, or in all of them, counted from the tensors as a forward pass sees them."""
+        """The fraction of zeros in a parameter, or in all, counted from the tensors as a forward pass sees them."""
         parameters = Parameters.of(self.model).by_name
         if name is not None:
             return self._masks.sparsity(name)
@@ -304,14 +301,13 @@ class CompressionScheduler:
 
     def state_dict(self) -> dict[str, Any]:
         """Masks, component and policy state, learning rates and progress; `torch.load(weights_only=True)` reads it."""
-        components = {key: c.state_dict() for key, c in self._components.items() if isinstance(c, Stateful)}
         state = {
-            "schedule": _text(self.schedule),
+            "schedule": fingerprint(self.schedule),
             "plugins": dict(self._plugins),
             "next_epoch": self._next_epoch,
             "progress": tuple(self.progress),
             "masks": self._masks.state_dict(),
-            "components": components,
+            "components": {key: c.state_dict() for key, c in stateful(self._components).items()},
             "policies": {str(policy.index): policy.state_dict() for policy in self._policies},
             "learning_rates": learning_rates(self.optimizer),
             "ledger": self._ledger.state_dict(),
@@ -324,16 +320,19 @@ class CompressionScheduler:
         """Continue from `state_dict()`. Model and optimizer load their own.
 
         Raises:
-            StateError: the state belongs to another schedule, another model or other plugins; nothing was changed.
+            StateError: the state belongs to another schedule or another model; nothing was changed.
         """
-        masks = self._fitting(state)
-        self._masks.load_state_dict(masks)
+        check_fit(state, self.schedule, self._components, len(learning_rates(self.optimizer)))
+        self._masks.load_state_dict(fitting_masks(state, Parameters.of(self.model).by_name))
+        for plugin, version in state["plugins"].items():
+            if self._plugins.get(plugin) != version:
+                self.trace.warning("plugin changed", plugin=plugin, saved=version, now=self._plugins.get(plugin))
         for key, saved in state["components"].items():
             self._components[key].load_state_dict(saved)
         for policy in self._policies:
             policy.load_state_dict(state["policies"][str(policy.index)], self._masks)
-        for group, rate in zip(self.optimizer.param_groups if self.optimizer else (), state["learning_rates"], strict=True):
-            _set_rate(group, rate)
+        if self.optimizer is not None:
+            set_groups(self.optimizer, [{"lr": rate} for rate in state["learning_rates"]])
         self._ledger.load_state_dict(state["ledger"])
         self._epoch, self._minibatch, self._minibatches = state["progress"]
         self._next_epoch = state["next_epoch"]
@@ -341,33 +340,6 @@ class CompressionScheduler:
             self._open(self._epoch)
         self.trace.info("state restored", **moment(self.progress), next_epoch=self._next_epoch)
         self._bus.fire("on_state_restored", state=state, progress=self.progress)
-
-    def _fitting(self, state: Mapping[str, Any]) -> dict[str, Any]:
-        """The state's masks under this model's names."""
-        missing = [key for key in ("schedule", "plugins", "masks", "components", "policies") if key not in state]
-        if missing:
-            raise StateError(f"not the state of a scheduler: it has no {missing[0]!r}")
-        if state["schedule"] != _text(self.schedule):
-            lines = unified_diff(state["schedule"].split("\n"), _text(self.schedule).split("\n"), "saved", "now", n=1)
-            raise StateError("the state was saved under another schedule:\n" + "\n".join(lines))
-        if set(state["components"]) != {k for k, c in self._components.items() if isinstance(c, Stateful)}:
-            raise StateError(f"the state holds components {sorted(state['components'])}, not those of this schedule")
-        if len(state["learning_rates"]) != len(learning_rates(self.optimizer)):
-            saved, now = len(state["learning_rates"]), len(learning_rates(self.optimizer))
-            raise StateError(f"the state was saved with {saved} parameter groups, the optimizer has {now}")
-        parameters = Parameters.of(self.model).by_name
-        bare = {without_module(name): name for name in parameters}
-        masks = {bare.get(without_module(name), name): saved for name, saved in state["masks"].items()}
-        for name, saved in masks.items():
-            mask = saved["pruned"] if saved["pruned"] is not None else saved["kept"]
-            if name not in parameters:
-                raise StateError(f"the state holds a mask for {name!r}, and the model has no such parameter")
-            if mask.shape != parameters[name].shape:
-                raise StateError(f"the mask of {name!r} is {tuple(mask.shape)}, the parameter {tuple(parameters[name].shape)}")
-        for plugin, version in state["plugins"].items():
-            if self._plugins.get(plugin) != version:
-                self.trace.warning("plugin changed", plugin=plugin, saved=version, now=self._plugins.get(plugin))
-        return masks
 
     # Inside
 
@@ -413,17 +385,3 @@ class CompressionScheduler:
     def _after_step(self, *_: Any) -> None:
         self._masks.enforce()
         self._stepped = True
-
-
-def _set_rate(group: dict[str, Any], rate: float) -> None:
-    if isinstance(group["lr"], Tensor):
-        group["lr"].fill_(rate)
-    else:
-        group["lr"] = rate
-
-
-def _text(schedule: Schedule) -> str:
-    try:
-        return schedule.to_yaml()
-    except yaml.representer.RepresenterError:
-        return repr(schedule.to_dict())

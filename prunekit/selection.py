@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,7 +48,7 @@ def _on_cpu(scores: Tensor, count: int) -> Tensor:
     return torch.from_numpy(keep).reshape(scores.shape)
 
 
-def _smallest(values: np.ndarray, index: int) -> np.floating:
+def _smallest(values: Any, index: int) -> Any:
     # Floats that aren't negative sort like their bits, and partition is faster on integers.
     as_bits = values.min() >= 0
     ordered = values.view(f"i{values.itemsize}") if as_bits else values

@@ -5,8 +5,9 @@ Scalars follow YAML 1.2's core schema: `2e-6` is a number, `on` and `1:30` are s
 
 from __future__ import annotations
 
+import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,12 @@ Path_ = tuple[str | int, ...]
 """Keys and indices from the top of a schedule to one of its nodes."""
 
 _TAG = "tag:yaml.org,2002:"
+_FLOAT = r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"
 _CORE = [
     ("null", r"~|null|Null|NULL|", "~nN"),
     ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
     ("int", r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", "-+.0123456789"),
+    ("float", _FLOAT, "-+.0123456789"),
     ("merge", r"<<", "<"),
 ]
 _MOST_NODES = 100_000
@@ -46,13 +48,11 @@ class _Loader(yaml.reader.Reader, yaml.scanner.Scanner, yaml.parser.Parser, yaml
         _CoreResolver.__init__(self)
 
 
-class _Dumper(
-    yaml.emitter.Emitter, yaml.serializer.Serializer, yaml.representer.SafeRepresenter, _CoreResolver
-):
+class _Dumper(yaml.emitter.Emitter, yaml.serializer.Serializer, yaml.representer.SafeRepresenter, _CoreResolver):
     def __init__(self, stream: Any) -> None:
         yaml.emitter.Emitter.__init__(self, stream, allow_unicode=True, width=100)
         yaml.serializer.Serializer.__init__(self)
-        yaml.representer.SafeRepresenter.__init__(self, sort_keys=False, default_flow_style=None)
+        yaml.representer.SafeRepresenter.__init__(self, sort_keys=False, default_flow_style=False)
         _CoreResolver.__init__(self)
 
     def ignore_aliases(self, data: Any) -> bool:
@@ -61,7 +61,7 @@ class _Dumper(
 
 @dataclass
 class Source:
-    """Plain data (dicts, lists, strings, numbers, booleans, None), where it stands, and what is wrong with it as YAML."""
+    """Plain data (dicts, lists, strings, numbers, booleans, None), where it stands, and what is wrong with the YAML."""
 
     name: str
     data: Any = None
@@ -80,8 +80,8 @@ class Source:
             return cls.from_text(data.decode("utf-8-sig"), str(path))
         except UnicodeDecodeError as error:
             before = data[: error.start]
-            line, column = before.count(b"\n") + 1, error.start - before.rfind(b"\n")
-            return cls(str(path), problems=[Problem(Position(str(path), line, column), "", f"not UTF-8: {error.reason}")])
+            place = Position(str(path), before.count(b"\n") + 1, error.start - before.rfind(b"\n"))
+            return cls(str(path), problems=[Problem(place, "", f"not UTF-8: {error.reason}")])
 
     @classmethod
     def from_text(cls, text: str, name: str = "<yaml>") -> Source:
@@ -145,7 +145,7 @@ class _Reader:
         self.open: set[int] = set()
 
     def read(self) -> None:
-        root = self.source._root
+        root: Any = self.source._root
         self.source.data = self.value(root, ())
         if self.sizes.get(id(root), 1) > _MOST_NODES:
             self.source._refuse(_position(self.source.name, root.start_mark), (), f"more than {_MOST_NODES} nodes")
@@ -199,12 +199,11 @@ class _Reader:
 
     def scalar(self, node: Any, path: Path_) -> Any:
         text, kind = node.value, node.tag.removeprefix(_TAG)
-        readers = {"str": str, "null": lambda _: None, "bool": lambda t: t.lower() == "true", "int": _int, "float": _float}
-        if kind not in readers:
+        if kind not in _SCALARS:
             self.say(node, path, f"the tag {node.tag!r} is not accepted: schedules are plain data")
             return None
         try:
-            return readers[kind](text)
+            return _SCALARS[kind](text)
         except ValueError as error:
             self.say(node, path, f"{text[:40]!r} is no {kind}: {error}")
             return None
@@ -222,6 +221,15 @@ def _int(text: str) -> int:
 
 def _float(text: str) -> float:
     return float(re.sub(r"^([-+]?)\.(inf|nan)$", r"\1\2", text.lower()))
+
+
+_SCALARS: dict[str, Callable[[str], Any]] = {
+    "str": str,
+    "null": lambda text: None,
+    "bool": lambda text: text.lower() == "true",
+    "int": _int,
+    "float": _float,
+}
 
 
 def _child(node: Any, part: str | int) -> tuple[Any, Any] | None:
@@ -261,8 +269,6 @@ def dump(data: Any) -> str:
     Raises:
         yaml.representer.RepresenterError: something in it is no plain data.
     """
-    import io
-
     stream = io.StringIO()
     dumper = _Dumper(stream)
     dumper.open()

@@ -25,9 +25,7 @@ class Trace:
             None writes to the file alone.
     """
 
-    def __init__(
-        self, run_dir: str | Path | None = None, level: Level = "info", logger: Any = "application"
-    ) -> None:
+    def __init__(self, run_dir: str | Path | None = None, level: Level = "info", logger: Any = "application") -> None:
         self.level = LEVELS[level]
         self.debug_on = self.level <= LEVELS["debug"]
         self.path: Path | None = None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 from torch.nn import Parameter
 
-from prunekit import ArgumentError, Context, Selectors, Sparsity, prune_lowest
+from prunekit import ArgumentError, Context, Selectors, Sparsity, prune_count
 
 
 @dataclass
@@ -20,7 +21,8 @@ class AutomatedGradualPruner:
     Args:
         initial_sparsity: fraction of zeros at the first active epoch.
         final_sparsity: fraction of zeros at the last active epoch, above the initial one.
-        weights: the parameters, each pruned by itself.
+        weights: the parameters, of any shape, each pruned by itself. While the curve asks for less than one element
+            of a tensor, that tensor is left alone.
     """
 
     initial_sparsity: Sparsity
@@ -31,6 +33,8 @@ class AutomatedGradualPruner:
         if self.final_sparsity <= self.initial_sparsity:
             what = f"must be above initial_sparsity {self.initial_sparsity}, got {self.final_sparsity}"
             raise ArgumentError("final_sparsity", message=what)
+        if not self.weights:
+            raise ArgumentError("weights", message="selects nothing: name at least one parameter, or '*'")
 
     @property
     def targets(self) -> Selectors:
@@ -39,8 +43,14 @@ class AutomatedGradualPruner:
     def sparsity(self, fraction: float) -> float:
         """The target when this fraction of the window, 0 to 1, has passed."""
         initial, final = self.initial_sparsity, self.final_sparsity
+        if fraction == 0:
+            return initial  # the formula may round to just below: 0.5 + (0.1 - 0.5) is 0.0999…
         return final + (initial - final) * (1 - fraction) ** 3
 
     def compute_masks(self, parameters: Mapping[str, Parameter], context: Context) -> Mapping[str, Tensor]:
         target = self.sparsity(context.window.fraction(context.progress.epoch))
-        return {name: prune_lowest(weight.abs(), target) for name, weight in parameters.items() if target}
+        return {
+            name: prune_count(weight.abs(), count)
+            for name, weight in parameters.items()
+            if (count := math.floor(target * weight.numel()))
+        }

@@ -1,0 +1,41 @@
+"""Level pruning: each tensor loses a given fraction of its weights at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn import Parameter
+
+from prunekit import ArgumentError, Context, Sparsity, prune_count
+
+
+@dataclass
+class SparsityLevelParameterPruner:
+    """Prunes the floor(s * n) smallest |w| of a tensor with n elements; of equal ones those that come first.
+
+    The simplest of magnitude pruners, and what others (AGP, equation 1 of arXiv 1710.01878) do at each of their steps.
+
+    Args:
+        levels: parameter -> s, the fraction of zeros, 0 to 1. Tensors of any shape, each ranked by itself. A tensor
+            of which s is less than one element is left alone.
+    """
+
+    levels: dict[str, Sparsity]
+
+    def __post_init__(self) -> None:
+        if not self.levels:
+            raise ArgumentError("levels", message="selects nothing: name at least one parameter, or '*'")
+
+    @property
+    def targets(self) -> dict[str, float]:
+        return self.levels
+
+    def compute_masks(self, parameters: Mapping[str, Parameter], context: Context) -> Mapping[str, Tensor]:
+        return {
+            name: prune_count(weight.abs(), count)
+            for name, weight in parameters.items()
+            if (count := math.floor(context.targets[name] * weight.numel()))
+        }

@@ -1,0 +1,38 @@
+"""Magnitude pruning: weights at or below a fixed threshold go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn import Parameter
+
+from prunekit import ArgumentError, Context, NonNegative
+
+
+@dataclass
+class MagnitudeParameterPruner:
+    """Keeps the weights w with |w| > t.
+
+    How many that are follows from the weights, so the sparsity is a result and not a setting. Han et al. 2015,
+    "Learning both Weights and Connections", arXiv 1506.02626: "All connections with weights below a threshold are
+    removed".
+
+    Args:
+        thresholds: parameter -> t, not negative, in the units of the weights. Tensors of any shape. The comparison is
+            made in the weight's own type: t is rounded to it first.
+    """
+
+    thresholds: dict[str, NonNegative]
+
+    def __post_init__(self) -> None:
+        if not self.thresholds:
+            raise ArgumentError("thresholds", message="selects nothing: name at least one parameter, or '*'")
+
+    @property
+    def targets(self) -> dict[str, float]:
+        return self.thresholds
+
+    def compute_masks(self, parameters: Mapping[str, Parameter], context: Context) -> Mapping[str, Tensor]:
+        return {name: weight.abs() > context.targets[name] for name, weight in parameters.items()}

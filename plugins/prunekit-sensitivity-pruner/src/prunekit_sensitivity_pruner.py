@@ -1,0 +1,73 @@
+"""Sensitivity pruning: each layer's threshold is a multiple of its own standard deviation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from prunekit import ArgumentError, Context, NonNegative
+
+
+@dataclass
+class SensitivityPruner:
+    """Keeps the weights w of a tensor with |w| > s * sigma, where sigma is what the tensor had when it was first pruned.
+
+    The threshold stays, so that weights which training makes smaller fall below it later.
+    Han et al. 2015, "Learning both Weights and Connections", arXiv 1506.02626: "a quality parameter multiplied by the
+    standard deviation of a layer's weights".
+
+    Args:
+        sensitivities: parameter -> s, not negative. Tensors of any shape, each measured and pruned by itself.
+    """
+
+    sensitivities: dict[str, NonNegative]
+    _sigmas: dict[str, float] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.sensitivities:
+            raise ArgumentError("sensitivities", message="selects nothing: name at least one parameter, or '*'")
+
+    @property
+    def targets(self) -> dict[str, float]:
+        return self.sensitivities
+
+    def compute_masks(self, parameters: Mapping[str, Parameter], context: Context) -> Mapping[str, Tensor]:
+        for name, weight in parameters.items():
+            if name not in self._sigmas:
+                self._measure(name, weight, context)
+        return {
+            name: weight.abs() > context.targets[name] * self._sigmas[name]
+            for name, weight in parameters.items()
+            if name in self._sigmas
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """The standard deviation of every parameter that has been pruned, by name."""
+        return {"sigmas": dict(self._sigmas)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue with the thresholds of `state_dict()`."""
+        self._sigmas = dict(state["sigmas"])
+
+    def _measure(self, name: str, weight: Tensor, context: Context) -> None:
+        sigma = standard_deviation(weight)
+        if 0 < sigma < math.inf:
+            self._sigmas[name] = sigma
+        else:
+            what = {"parameter": name, "sigma": sigma, "elements": weight.numel(), "epoch": context.progress.epoch}
+            structlog.get_logger("prunekit").warning("no standard deviation to prune by, skipped", **what)
+
+
+def standard_deviation(weight: Tensor) -> float:
+    """The unbiased one (n - 1 in the divisor), in 32 bits or more; NaN of fewer than two elements."""
+    if weight.numel() < 2:
+        return math.nan
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    return float(weight.detach().to(wide).std())
