@@ -150,7 +150,7 @@ class Masks(Mapping[str, Tensor]):
         parameter, entry = self._parameters[name].detach(), self._entries.get(name)
         if entry is not None and entry.only_in_forward:
             parameter = parameter.masked_fill(~entry.mask, 0)
-        return 1 - count_nonzero(parameter) / max(parameter.numel(), 1)
+        return (parameter.numel() - count_nonzero(parameter)) / max(parameter.numel(), 1)
 
     # State
 

@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import json
+import math
+import os
+import random
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
+import numpy
+import torch
 from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
+
+from prunekit.components import Origin
+from prunekit.errors import PrunekitError, StateError
+from prunekit.learning_rate import learning_rates
+from prunekit.masks import count_nonzero
+from prunekit.parameters import Parameters
+from prunekit.schedule import Schedule
+from prunekit.scheduler import CompressionScheduler
+from prunekit.trace import FILE_NAME, Level, Trace
+
+CHECKPOINT = "checkpoint.pt"
+RESULT = "result.json"
+_DECIDING = ("pruner", "regularizer", "quantizer")
 
 
 @dataclass
@@ -31,4 +55,575 @@ class Application:
     loss: Callable[[Tensor, Tensor], Tensor]
 
 
-def train() -> None: ...
+@dataclass(frozen=True)
+class Evaluation:
+    """How good a model is: the mean loss, and the fraction of right answers where targets are classes."""
+
+    loss: float
+    accuracy: float | None
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """What came of an epoch.
+
+    Attributes:
+        epoch: counted from 0.
+        train_loss: mean over the mini-batches, without the terms that policies add.
+        loss: of the evaluation after the epoch, with every mask applied.
+        accuracy: likewise; None where targets are no classes.
+        learning_rate: of the optimizer's first group during the epoch.
+        sparsity: of all parameters together, after the epoch.
+        seconds: training and evaluation.
+    """
+
+    epoch: int
+    train_loss: float
+    loss: float
+    accuracy: float | None
+    learning_rate: float
+    sparsity: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class MinibatchResult:
+    """A mini-batch has been trained on. Reading `loss` waits for the device: do that now and then only.
+
+    Attributes:
+        epoch, minibatch: counted from 0.
+        minibatches_per_epoch: how many there are.
+        sparsity: of all parameters together, when the epoch began.
+    """
+
+    epoch: int
+    minibatch: int
+    minibatches_per_epoch: int
+    sparsity: float
+    _total: Tensor
+    _optimizer: Optimizer
+
+    @property
+    def loss(self) -> float:
+        """The mean over the epoch so far."""
+        return float(self._total) / (self.minibatch + 1)
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the optimizer's first group."""
+        return learning_rates(self._optimizer)[0]
+
+
+@dataclass(frozen=True)
+class Change:
+    """By whose hand the zeros in a parameter came, and the first and the last epoch in which it moved them."""
+
+    component: str
+    policy: str
+    plugin: str
+    version: str
+    first_epoch: int
+    last_epoch: int
+
+
+@dataclass(frozen=True)
+class ParameterResult:
+    """What became of a parameter, counted from the tensor as a forward pass sees it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dense: int
+    nonzero: int
+    changes: tuple[Change, ...]
+
+    @property
+    def sparsity(self) -> float:
+        """The fraction of zeros."""
+        return sparsity_of([self])
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The dense model to compare with: of the last epoch before the first mask, or (`epoch` None) a twin of its own."""
+
+    loss: float
+    accuracy: float | None
+    epoch: int | None
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What came of a run.
+
+    Attributes:
+        loss: of the last evaluation, after training has ended.
+        accuracy: likewise.
+        dense: what to compare that with; None where pruning began with the first epoch.
+        parameters: what became of each, in the model's order.
+        epochs: what came of each, those before a resume too.
+        seconds: of the whole run.
+        run_dir: the folder with trace, checkpoint and result, if the run has one.
+        settings: what the run was started with.
+    """
+
+    loss: float
+    accuracy: float | None
+    dense: Baseline | None
+    parameters: tuple[ParameterResult, ...]
+    epochs: tuple[EpochResult, ...]
+    seconds: float
+    run_dir: Path | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def trace(self) -> Path | None:
+        """The trace's file."""
+        return None if self.run_dir is None else self.run_dir / FILE_NAME
+
+    @property
+    def pruned(self) -> tuple[ParameterResult, ...]:
+        """The parameters that a policy has changed."""
+        return tuple(parameter for parameter in self.parameters if parameter.changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as JSON can hold it; numbers that are not finite become None."""
+        data = asdict(self)
+        data["run_dir"] = None if self.run_dir is None else str(self.run_dir)
+        for entry, parameter in zip(data["parameters"], self.parameters, strict=True):
+            entry["sparsity"] = parameter.sparsity
+        data["totals"] = {"pruned": _total(self.pruned), "all": _total(self.parameters)}
+        plain: dict[str, Any] = _finite(data)
+        return plain
+
+    def write(self) -> None:
+        """Write `result.json` into the run's folder, if there is one."""
+        if self.run_dir is not None:
+            text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
+            _replace(self.run_dir / RESULT, lambda path: path.write_text(text + "\n", encoding="utf-8"))
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Ctrl-C in the middle of a run; its folder holds a checkpoint of the state after `epochs_done` epochs."""
+
+    def __init__(self, epoch: int, minibatch: int, epochs_done: int) -> None:
+        super().__init__(f"interrupted in epoch {epoch}, mini-batch {minibatch}")
+        self.epoch, self.minibatch, self.epochs_done = epoch, minibatch, epochs_done
+
+
+def train(
+    application: Application,
+    schedule: Schedule | str | Path | Mapping[str, Any],
+    epochs: int,
+    *,
+    run_dir: str | Path | None = None,
+    seed: int | None = None,
+    device: str | torch.device | None = None,
+    trace_level: Level = "info",
+    resume: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    on_epoch: Callable[[EpochResult], None] | None = None,
+    on_minibatch: Callable[[MinibatchResult], None] | None = None,
+    on_warning: Callable[[str], None] | None = None,
+) -> TrainingResult:
+    """Train an application's model under a schedule.
+
+    Args:
+        application: model, optimizer, data and loss; changed in place.
+        schedule: the schedule, or the YAML file or dict to read it from.
+        epochs: the length of the run.
+        run_dir: the folder for trace, checkpoints (one before the first epoch and one after each) and result.
+            Without it nothing is written.
+        seed: for the random numbers of torch, numpy and Python, set before training; None leaves them as they are.
+        device: where to train; where the model is, by default.
+        trace_level: at `debug` each hook implementation leaves a line.
+        resume: continue from the checkpoint in `run_dir`, bit for bit as if never stopped.
+        settings: plain data to keep in the checkpoint, for whoever resumes.
+        on_epoch: called after each epoch.
+        on_minibatch: called after each mini-batch.
+        on_warning: called with each warning; Python's `warnings` by default.
+
+    Raises:
+        ScheduleError: every problem in the schedule and in how it fits the model; nothing has been trained or written.
+        StateError: there is no checkpoint to resume from, or it belongs to another run.
+        PrunekitError: the folder already holds another run.
+        TrainingInterrupted: Ctrl-C (a KeyboardInterrupt); the trace's last line says where.
+    """
+    folder = None if run_dir is None else Path(run_dir)
+    checkpoint = _checkpoint(folder, resume)
+    lines = _Lines(folder, trace_level, on_warning or (lambda text: warnings.warn(text, stacklevel=4)))
+    trace = Trace(None, trace_level, logger=lines)
+    if device is not None:
+        application.model.to(device)
+    scheduler = _scheduler(schedule, application, epochs, trace)
+    run = _Run(application, scheduler, trace, folder, {**(settings or {}), "epochs": epochs, "seed": seed})
+    run.on_epoch, run.on_minibatch = on_epoch, on_minibatch
+    with run.watched():
+        run.begin(checkpoint, seed)
+        return run.until(epochs)
+
+
+def default_epochs(schedule: Schedule) -> int | None:
+    """The length of a run that nobody has said: up to the end of the last pruner, regularizer or quantizer policy.
+
+    Other policies count where there are none of these: those of learning rates often end long after the run.
+    """
+    deciding = [policy for policy in schedule.policies if policy.kind in _DECIDING]
+    return max((policy.window.ending_epoch for policy in deciding or schedule.policies), default=None)
+
+
+def dense_schedule(schedule: Schedule) -> Schedule:
+    """What a dense twin is trained under: the schedule's learning rates and nothing else."""
+    components = [spec for spec in schedule.components if spec.kind == "lr_scheduler"]
+    return Schedule(components, [policy for policy in schedule.policies if policy.kind == "lr_scheduler"])
+
+
+@torch.no_grad()
+def evaluate(application: Application) -> Evaluation:
+    """The mean loss over the test loader, and the accuracy where targets are classes. Waits for the device once."""
+    application.model.eval()
+    device = device_of(application.model)
+    loss, right = torch.zeros((), device=device), torch.zeros((), dtype=torch.long, device=device)
+    samples = answers = 0
+    for inputs, targets in application.test_loader:
+        inputs, targets = _move(inputs, device), _move(targets, device)
+        outputs = application.model(inputs)
+        number = len(targets) if isinstance(targets, Tensor) and targets.dim() else 1
+        loss += application.loss(outputs, targets) * number
+        samples += number
+        if _are_classes(outputs, targets):
+            right += (outputs.argmax(1) == targets).sum()
+            answers += targets.numel()
+    mean = float(loss) / samples if samples else math.nan
+    return Evaluation(mean, int(right) / answers if answers else None)
+
+
+def device_of(model: Module) -> torch.device:
+    """Where a model's first parameter is."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def sparsity_of(parameters: Iterable[ParameterResult]) -> float:
+    """The fraction of zeros in parameters together."""
+    both = [(parameter.dense, parameter.nonzero) for parameter in parameters]
+    dense = sum(number for number, _ in both)
+    return (dense - sum(number for _, number in both)) / max(dense, 1)
+
+
+def load_checkpoint(run_dir: str | Path, *, mmap: bool = False) -> dict[str, Any]:
+    """The last checkpoint of a run; `mmap` reads no tensor before it is used.
+
+    Raises:
+        StateError: there is none, or it can't be read.
+    """
+    path = Path(run_dir) / CHECKPOINT
+    if not path.is_file():
+        raise StateError(f"no run to resume in {str(run_dir)!r}: there is no {CHECKPOINT}")
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except Exception as error:
+        raise StateError(f"{str(path)!r} can't be read: {type(error).__name__}: {error}") from error
+    missing = sorted(_KEYS - state.keys()) if isinstance(state, dict) else sorted(_KEYS)
+    if missing:
+        raise StateError(f"{str(path)!r} is not the checkpoint of a run: it has no {missing[0]!r}")
+    return state
+
+
+_KEYS = {"model", "optimizer", "scheduler", "epoch", "random", "generators", "history", "seconds", "settings"}
+
+
+class _Run:
+    """One run: its parts, and what has come of it so far."""
+
+    on_epoch: Callable[[EpochResult], None] | None = None
+    on_minibatch: Callable[[MinibatchResult], None] | None = None
+
+    def __init__(
+        self,
+        application: Application,
+        scheduler: CompressionScheduler,
+        trace: Trace,
+        folder: Path | None,
+        settings: Mapping[str, Any],
+    ) -> None:
+        self.application, self.scheduler, self.trace = application, scheduler, trace
+        self.folder, self.settings = folder, dict(settings)
+        self.history: list[EpochResult] = []
+        self.done, self.seconds_before, self.started = 0, 0.0, time.perf_counter()
+
+    def begin(self, checkpoint: Mapping[str, Any] | None, seed: int | None) -> None:
+        """Take up a checkpoint, or write the first."""
+        if checkpoint is None and seed is not None:
+            seed_everything(seed)
+        if checkpoint is not None:
+            self.restore(checkpoint)
+        self.scheduler.on_train_begin()
+        if checkpoint is not None:
+            _set_random_states(checkpoint["random"], self.generators(), checkpoint["generators"])
+        else:
+            self.save()
+
+    def until(self, epochs: int) -> TrainingResult:
+        """The epochs that are left, and the end."""
+        for epoch in range(self.done, epochs):
+            self.epoch(epoch)
+        self.scheduler.on_train_end()
+        result = self.result()
+        result.write()
+        return result
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """The trace's last line says where the run was when it could not go on."""
+        try:
+            yield
+        except KeyboardInterrupt as interrupt:
+            now = self.scheduler.progress
+            self.trace.info("training interrupted", epoch=now.epoch, minibatch=now.minibatch)
+            raise TrainingInterrupted(now.epoch, now.minibatch, self.done) from interrupt
+        except Exception as error:
+            now, text = self.scheduler.progress, f"{type(error).__name__}: {error}"
+            self.trace.error("training failed", epoch=now.epoch, minibatch=now.minibatch, error=text)
+            raise
+
+    def epoch(self, epoch: int) -> None:
+        """Train, evaluate, save. The explicit events, because a checkpoint belongs between two epochs."""
+        start = time.perf_counter()
+        self.scheduler.on_epoch_begin(epoch)
+        rate = learning_rates(self.application.optimizer)[0]
+        train_loss = self.minibatches(epoch)
+        with self.scheduler.masked():
+            evaluation = evaluate(self.application)
+        metrics = {"min": evaluation.loss}
+        if evaluation.accuracy is not None:
+            metrics["max"] = evaluation.accuracy
+        self.scheduler.on_epoch_end(epoch, metrics)
+        sparsity, seconds = self.scheduler.sparsity(), time.perf_counter() - start
+        result = EpochResult(epoch, train_loss, evaluation.loss, evaluation.accuracy, rate, sparsity, seconds)
+        self.history.append(result)
+        self.done = epoch + 1
+        self.save()
+        if self.on_epoch is not None:
+            self.on_epoch(result)
+
+    def minibatches(self, epoch: int) -> float:
+        """Train on every mini-batch; the mean loss."""
+        model, optimizer, loader = self.application.model, self.application.optimizer, self.application.train_loader
+        set_epoch = _or_none(attrgetter("sampler.set_epoch"), loader)
+        if set_epoch is not None:
+            set_epoch(epoch)
+        model.train()
+        device = device_of(model)
+        total, number = torch.zeros((), device=device), 0
+        sparsity = self.scheduler.sparsity() if self.on_minibatch is not None else 0.0
+        for inputs, targets in self.scheduler.minibatches(loader):
+            optimizer.zero_grad()
+            loss = self.application.loss(model(_move(inputs, device)), _move(targets, device))
+            self.scheduler.total_loss(loss).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            total += loss.detach()
+            number += 1
+            if self.on_minibatch is not None:
+                of = self.scheduler.progress.minibatches_per_epoch
+                self.on_minibatch(MinibatchResult(epoch, number - 1, of, sparsity, total, optimizer))
+        return float(total) / number if number else math.nan
+
+    def result(self) -> TrainingResult:
+        """What came of all."""
+        with self.scheduler.masked():
+            evaluation = evaluate(self.application)
+            parameters = tuple(
+                ParameterResult(name, tuple(p.shape), p.numel(), count_nonzero(p), self.changes(name))
+                for name, p in Parameters.of(self.application.model).by_name.items()
+            )
+        return TrainingResult(
+            evaluation.loss,
+            evaluation.accuracy,
+            self.dense(),
+            parameters,
+            tuple(self.history),
+            self.seconds(),
+            self.folder,
+            self.settings,
+        )
+
+    def changes(self, name: str) -> tuple[Change, ...]:
+        """By whose hand a parameter was pruned."""
+        epochs: dict[Origin, list[int]] = {}
+        for epoch, change in self.scheduler.changes.get(name, ()):
+            epochs.setdefault(change.origin, []).append(epoch)
+        return tuple(
+            Change(origin.component, origin.policy, origin.plugin, origin.version, min(when), max(when))
+            for origin, when in epochs.items()
+        )
+
+    def dense(self) -> Baseline | None:
+        """The last evaluation before the first weight was pruned."""
+        changes = [entry for entries in self.scheduler.changes.values() for entry in entries]
+        first = min((epoch for epoch, c in changes if c.sparsity_after > c.sparsity_before), default=self.done)
+        before = [result for result in self.history if result.epoch < first]
+        return Baseline(before[-1].loss, before[-1].accuracy, before[-1].epoch) if before else None
+
+    def seconds(self) -> float:
+        """Since the run began, without the time between an interruption and its resumption."""
+        return self.seconds_before + time.perf_counter() - self.started
+
+    def save(self) -> None:
+        """Write the checkpoint; one that is there already stays whole until the new one is."""
+        if self.folder is None:
+            return
+        state = {
+            "model": self.application.model.state_dict(),
+            "optimizer": self.application.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "epoch": self.done,
+            "random": _random_states(),
+            "generators": [generator.get_state() for generator in self.generators()],
+            "history": [asdict(result) for result in self.history],
+            "seconds": self.seconds(),
+            "settings": self.settings,
+        }
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _replace(self.folder / CHECKPOINT, lambda path: torch.save(state, path))
+
+    def restore(self, checkpoint: Mapping[str, Any]) -> None:
+        """Everything but the random numbers, which come last."""
+        try:
+            self.application.model.load_state_dict(checkpoint["model"])
+            self.application.optimizer.load_state_dict(checkpoint["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise StateError(f"the checkpoint does not fit the application: {error}") from error
+        self.scheduler.load_state_dict(checkpoint["scheduler"])
+        self.history = [EpochResult(**result) for result in checkpoint["history"]]
+        self.done, self.seconds_before = checkpoint["epoch"], checkpoint["seconds"]
+
+    def generators(self) -> list[torch.Generator]:
+        """The random number generators that the loaders and their samplers have of their own, each once."""
+        loaders = (self.application.train_loader, self.application.test_loader)
+        places = ("generator", "sampler.generator", "batch_sampler.sampler.generator")
+        found = [_or_none(attrgetter(place), loader) for loader in loaders for place in places]
+        return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+
+
+class _Lines:
+    """Where a run's lines go: to its folder, made when the first line comes, and warnings to the user as well."""
+
+    def __init__(self, folder: Path | None, level: Level, on_warning: Callable[[str], None]) -> None:
+        self.folder, self.level, self.on_warning = folder, level, on_warning
+        self._trace: Trace | None = None
+
+    @property
+    def trace(self) -> Trace:
+        if self._trace is None:
+            self._trace = Trace(self.folder, self.level, logger=None)
+        return self._trace
+
+    def debug(self, event: str, **values: Any) -> None:
+        self.trace.debug(event, **values)
+
+    def info(self, event: str, **values: Any) -> None:
+        self.trace.info(event, **values)
+
+    def warning(self, event: str, **values: Any) -> None:
+        self.trace.warning(event, **values)
+        details = ", ".join(f"{key} {value!r}" for key, value in values.items())
+        self.on_warning(str(values.get("problem", f"{event}: {details}")))
+
+    def error(self, event: str, **values: Any) -> None:
+        self.trace.error(event, **values)
+
+
+def _checkpoint(folder: Path | None, resume: bool) -> dict[str, Any] | None:
+    if resume and folder is None:
+        raise StateError("no run to resume: run_dir says where")
+    if folder is None:
+        return None
+    if resume:
+        return load_checkpoint(folder)
+    if (folder / CHECKPOINT).exists() or (folder / FILE_NAME).exists():
+        raise PrunekitError(f"{str(folder)!r} already holds a run; resume it or choose another folder")
+    return None
+
+
+def _scheduler(
+    schedule: Schedule | str | Path | Mapping[str, Any], application: Application, epochs: int, trace: Trace
+) -> CompressionScheduler:
+    model, optimizer = application.model, application.optimizer
+    if isinstance(schedule, Schedule):
+        return CompressionScheduler(schedule, model, optimizer, epochs=epochs, trace=trace)
+    if isinstance(schedule, Mapping):
+        return CompressionScheduler.from_dict(schedule, model, optimizer, epochs=epochs, trace=trace)
+    return CompressionScheduler.from_yaml(schedule, model, optimizer, epochs=epochs, trace=trace)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the random numbers of torch, numpy and Python."""
+    torch.manual_seed(seed)
+    numpy.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def _random_states() -> dict[str, Any]:
+    name, keys, position, has_gauss, cached = numpy.random.get_state(legacy=True)
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": (str(name), [int(key) for key in keys], int(position), int(has_gauss), float(cached)),
+        "python": random.getstate(),
+    }
+
+
+def _set_random_states(states: Mapping[str, Any], generators: list[torch.Generator], own: list[Tensor]) -> None:
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] and len(states["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(states["cuda"])
+    name, keys, *rest = states["numpy"]
+    numpy.random.set_state((name, numpy.array(keys, dtype=numpy.uint32), *rest))
+    random.setstate(states["python"])
+    if len(own) != len(generators):
+        raise StateError(f"the run's loaders had {len(own)} generators of their own, now they have {len(generators)}")
+    for generator, state in zip(generators, own, strict=True):
+        generator.set_state(state)
+
+
+def _move(data: Any, device: torch.device) -> Any:
+    if isinstance(data, Tensor):
+        return data.to(device, non_blocking=True)
+    if isinstance(data, Mapping):
+        return {key: _move(value, device) for key, value in data.items()}
+    return type(data)(_move(value, device) for value in data) if type(data) in (list, tuple) else data
+
+
+def _are_classes(outputs: Any, targets: Any) -> bool:
+    if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor) or targets.is_floating_point():
+        return False
+    return outputs.dim() > 1 and (outputs.shape[0], *outputs.shape[2:]) == tuple(targets.shape)
+
+
+def _total(parameters: Iterable[ParameterResult]) -> dict[str, Any]:
+    chosen = list(parameters)
+    counts = {"dense": sum(p.dense for p in chosen), "nonzero": sum(p.nonzero for p in chosen)}
+    return {"parameters": len(chosen), **counts, "sparsity": sparsity_of(chosen)}
+
+
+def _finite(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _finite(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
+def _replace(path: Path, write: Callable[[Path], object]) -> None:
+    temporary = path.with_name(f"{path.name}.part")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _or_none(place: Callable[[Any], Any], holder: Any) -> Any:
+    try:
+        return place(holder)
+    except AttributeError:
+        return None

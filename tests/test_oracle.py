@@ -155,12 +155,14 @@ def test_rows_and_columns_are_divided_by_their_own_number_of_elements(name: str)
 
 
 def test_ties_prune_exactly_the_number_asked_for() -> None:
-    check(Replay("level_ties"), ignore=("fc2.weight",))
-    replay = Replay("level_ties")
+    replay, data = Replay("level_ties"), arrays("level_ties")
     replay.scheduler.on_epoch_begin(0)
-    expected = torch.ones(32, dtype=torch.bool)
-    expected[:8] = False
-    assert torch.equal(replay.mask("fc2.weight").reshape(-1), expected)
+    constant = torch.ones(32, dtype=torch.bool)
+    constant[:8] = False
+    assert torch.equal(replay.mask("fc2.weight").reshape(-1), constant)
+    fc1, reference = replay.mask("fc1.weight"), data["mask_begin/fc1.weight"][0] != 0
+    assert (~fc1).sum() == 48 < (~reference).sum()
+    assert not reference[~fc1].any(), "what is pruned here is pruned there"
 
 
 def test_keep_mask_holds_from_the_last_active_epoch_on() -> None:
@@ -194,7 +196,7 @@ def test_two_pruners_of_one_parameter_in_one_epoch_are_refused() -> None:
     with pytest.raises(ScheduleError) as error:
         Replay("policy_same_param_two_pruners")
     assert str(error.value) == (
-        "policy_same_param_two_pruners:16:13: policies[1].pruner: "
+        "policy_same_param_two_pruners:14:13: policies[1].pruner: "
         "policies[0] ('a') prunes 'fc1.weight' in epoch 1 too; two policies may not"
     )
 

@@ -16,7 +16,6 @@ class AlexNet(nn.Module):
         features = _features(channels)
         self.features = Wrapped(features) if wrapped else features
         self.classifier = _classifier(classes)
-        self.apply(_initialise)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [N, channels, 28, 28] to logits [N, classes]."""
@@ -55,10 +54,3 @@ def _classifier(classes: int) -> nn.Sequential:
         nn.ReLU(),
         nn.Linear(256, classes),
     )
-
-
-def _initialise(module: nn.Module) -> None:
-    """He et al. 2015, arXiv 1502.01852, equation 10: without it a network this deep without normalisation hardly learns."""
-    if isinstance(module, nn.Conv2d | nn.Linear):
-        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-        nn.init.zeros_(module.bias)

@@ -17,7 +17,7 @@ from prunekit import ArgumentError, Context, NonNegative
 
 @dataclass
 class SensitivityPruner:
-    """Keeps the weights w of a tensor with |w| > s * sigma, where sigma is what the tensor had when it was first pruned.
+    """Keeps the weights w of a tensor with |w| > s * sigma, its standard deviation when it was first pruned.
 
     The threshold stays, so that weights which training makes smaller fall below it later.
     Han et al. 2015, "Learning both Weights and Connections", arXiv 1506.02626: "a quality parameter multiplied by the

@@ -1,0 +1,425 @@
+"""The bus: which hooks run, in which order, by whose hand, and what happens when one fails."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import structlog
+import torch
+from helpers import MLP, SILENT, batches, train_attached, window
+from torch import Tensor
+
+from prunekit import (
+    ComponentSpec,
+    CompressionScheduler,
+    Context,
+    LossTerm,
+    PluginError,
+    PolicySpec,
+    Progress,
+    Schedule,
+    ScheduleError,
+    SetLearningRates,
+    Trace,
+    Window,
+    hookimpl,
+    plugins,
+)
+from prunekit.bus import EventBus, Participant
+from prunekit.components import Origin
+from prunekit.hookspecs import PROJECT
+from prunekit.plugins import Listener
+
+SCHEDULE = {
+    "version": 1,
+    "pruners": {
+        "agp": {
+            "class": "AutomatedGradualPruner",
+            "initial_sparsity": 0.0,
+            "final_sparsity": 0.5,
+            "weights": ["fc1.weight"],
+        },
+        "level": {"class": "SparsityLevelParameterPruner", "levels": {"fc2.weight": 0.5}},
+    },
+    "regularizers": {
+        "l1": {"class": "L1Regularizer", "reg_regims": {"fc1.weight": 0.01}, "threshold_criteria": "Max"},
+    },
+    "lr_schedulers": {"decay": {"class": "ExponentialLR", "gamma": 0.5}},
+    "policies": [
+        {"lr_scheduler": {"instance_name": "decay"}, **window(1, 9)},
+        {"pruner": {"instance_name": "agp"}, **window(0, 3, 2)},
+        {"regularizer": {"instance_name": "l1"}, **window(1, 2)},
+        {"pruner": {"instance_name": "level", "args": {"mini_batch_pruning_frequency": 3}}, "epochs": [1]},
+    ],
+}
+
+
+class Recorder:
+    """A structlog logger that keeps the lines."""
+
+    def __init__(self) -> None:
+        self.lines: list[dict[str, Any]] = []
+
+    def __getattr__(self, level: str) -> Any:
+        return lambda event, **values: self.lines.append({"level": level, "event": event, **values})
+
+    def hooks(self) -> list[str]:
+        return [
+            f"{line['epoch']}{'.' + str(line['minibatch']) if 'minibatch' in line else ''} {line['hook']} "
+            f"{line['policy'] or line['component']}"
+            for line in self.lines
+            if line["event"] == "hook ran"
+        ]
+
+    def events(self, *events: str) -> list[dict[str, Any]]:
+        return [line for line in self.lines if line["event"] in events]
+
+
+def test_golden_trace_of_a_whole_run() -> None:
+    model, logger = MLP(), Recorder()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    trace = Trace(level="debug", logger=logger)
+    scheduler = CompressionScheduler.from_dict(SCHEDULE, model, optimizer, epochs=4, trace=trace)
+    train_attached(scheduler, optimizer, 4, batches(2))
+    assert logger.hooks() == [
+        "0 on_epoch_begin policies[1]",
+        "1 on_epoch_begin policies[3]",
+        "1.0 on_minibatch_begin policies[3]",
+        "1.0 before_backward_pass policies[2]",
+        "1.0 on_minibatch_end policies[2]",
+        "1.1 on_minibatch_begin policies[3]",
+        "1.1 before_backward_pass policies[2]",
+        "1.1 on_minibatch_end policies[2]",
+        "1 on_epoch_end policies[0]",
+        "2 on_epoch_begin policies[1]",
+        "2 on_epoch_end policies[0]",
+        "3 on_epoch_end policies[0]",
+    ]
+    effects = [(line["level"], line["event"], line.get("policy", ""), line.get("epoch")) for line in logger.lines]
+    assert [effect for effect in effects if effect[0] == "info"] == [
+        ("info", "training begins", "", None),
+        ("info", "window opens", "policies[1]", 0),
+        ("info", "nothing pruned", "policies[1]", 0),
+        ("info", "window opens", "policies[0]", 1),
+        ("info", "window opens", "policies[2]", 1),
+        ("info", "window opens", "policies[3]", 1),
+        ("info", "masks changed", "policies[3]", 1),
+        ("info", "masks changed", "policies[3]", 1),
+        ("info", "learning rate changed", "policies[0]", 1),
+        ("info", "loss terms", "", 1),
+        ("info", "window closes", "policies[2]", 1),
+        ("info", "window closes", "policies[3]", 1),
+        ("info", "masks changed", "policies[1]", 2),
+        ("info", "learning rate changed", "policies[0]", 2),
+        ("info", "window closes", "policies[1]", 2),
+        ("info", "learning rate changed", "policies[0]", 3),
+        ("info", "training ends", "", None),
+    ]
+    changed = logger.events("masks changed")
+    assert changed[0]["sparsity"] == {"fc2.weight": [0.0, 0.5]}
+    assert changed[0]["plugin"] == "prunekit-level-pruner"
+    assert changed[2]["sparsity"] == {"fc1.weight": [changed[2]["sparsity"]["fc1.weight"][0], 0.5]}
+    assert [(line["before"], line["after"]) for line in logger.events("learning rate changed")] == [
+        ([1.0], [0.25]),
+        ([0.25], [0.125]),
+        ([0.125], [0.0625]),
+    ]
+
+
+def test_logged_sparsity_is_counted_from_the_tensors() -> None:
+    """Peers line 17: zeros that no mask made count as well."""
+    model, logger = MLP(), Recorder()
+    with torch.no_grad():
+        model.fc1.weight[0] = 0
+    trace = Trace(logger=logger)
+    scheduler = CompressionScheduler.from_dict({**SCHEDULE, "policies": SCHEDULE["policies"][3:]}, model, trace=trace)
+    with torch.no_grad():
+        model.fc2.weight[:, 0] = 0
+    scheduler.on_epoch_begin(1)
+    (line,) = logger.events("masks changed")
+    assert line["sparsity"] == {"fc2.weight": [4 / 32, 0.5]}
+
+
+def test_idle_policies_are_not_on_the_bus() -> None:
+    model = MLP()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    policies = [{"pruner": {"instance_name": "agp"}, **window(10 * i + 5, 10 * i + 10)} for i in range(20)]
+    scheduler = CompressionScheduler.from_dict({**SCHEDULE, "policies": policies}, model, optimizer, trace=SILENT)
+    scheduler.on_epoch_begin(0)
+    assert [hook for hook in plugins.HOOKS if scheduler._bus.hears(hook)] == ["find_component", "list_components"]
+
+
+# Plugins that fail
+
+
+class Fails:
+    """A pruner that prunes fc2 and then fails in epoch 1."""
+
+    targets = ("fc2.weight",)
+
+    def compute_masks(self, parameters: Mapping[str, Tensor], context: Context) -> Mapping[str, Tensor]:
+        if context.progress.epoch == 1:
+            raise RuntimeError("out of luck")
+        return {name: weight > 0 for name, weight in parameters.items()}
+
+
+def fails_with(component: type, kind: str = "pruner", first: str = "agp") -> tuple[CompressionScheduler, Recorder, MLP]:
+    agp = Schedule.from_dict({**SCHEDULE, "policies": []}).component("pruner", first)
+    assert agp is not None
+    broken = ComponentSpec(kind, "broken", component)
+    policies = [PolicySpec("pruner", first, Window(0, 4)), PolicySpec(kind, "broken", Window(0, 4))]
+    model, logger = MLP(), Recorder()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    schedule = Schedule([agp, broken], policies)
+    return CompressionScheduler(schedule, model, optimizer, trace=Trace(logger=logger)), logger, model
+
+
+def test_a_failing_plugin_is_named_and_leaves_masks_and_model_as_they_were() -> None:
+    scheduler, logger, model = fails_with(Fails)
+    scheduler.on_epoch_begin(0)
+    masks = {name: mask.clone() for name, mask in scheduler.masks.items()}
+    weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+    with pytest.raises(RuntimeError, match="out of luck") as error:
+        scheduler.on_epoch_begin(1)
+    assert error.value.__notes__ == [f"raised in on_epoch_begin by Fails 'broken', policies[1], {__name__}"]
+    (line,) = logger.events("hook failed")
+    assert {key: line[key] for key in ("level", "hook", "policy", "component", "plugin", "epoch", "error")} == {
+        "level": "error",
+        "hook": "on_epoch_begin",
+        "policy": "policies[1]",
+        "component": "Fails 'broken'",
+        "plugin": __name__,
+        "epoch": 1,
+        "error": "RuntimeError: out of luck",
+    }
+    assert list(scheduler.masks) == list(masks)
+    assert all(torch.equal(scheduler.masks[name], mask) for name, mask in masks.items())
+    assert all(torch.equal(weight, weights[name]) for name, weight in model.state_dict().items())
+
+
+class WrongShape:
+    targets = ("fc2.weight",)
+
+    def compute_masks(self, parameters: Mapping[str, Tensor], context: Context) -> Mapping[str, Tensor]:
+        return {"fc2.weight": torch.ones(3, dtype=torch.bool)}
+
+
+class NotBoolean:
+    targets = ("fc2.weight",)
+
+    def compute_masks(self, parameters: Mapping[str, Tensor], context: Context) -> Mapping[str, Tensor]:
+        return {"fc2.weight": torch.ones(4, 8)}
+
+
+class ForeignName:
+    targets = ("fc2.weight",)
+
+    def compute_masks(self, parameters: Mapping[str, Tensor], context: Context) -> Mapping[str, Tensor]:
+        return {"fc1.weight": torch.ones(8, 12, dtype=torch.bool)}
+
+
+@pytest.mark.parametrize(
+    ("component", "message"),
+    [
+        (WrongShape, r"the mask of 'fc2.weight' must be torch.bool \(4, 8\), got torch.bool \(3,\)"),
+        (NotBoolean, r"the mask of 'fc2.weight' must be torch.bool \(4, 8\), got torch.float32 \(4, 8\)"),
+        (ForeignName, "a mask for 'fc1.weight', which is none of the policy's parameters"),
+    ],
+)
+def test_masks_that_do_not_fit_are_refused_before_anything_changes(component: type, message: str) -> None:
+    scheduler, _, _ = fails_with(component)
+    with pytest.raises(PluginError, match=message):
+        scheduler.on_epoch_begin(0)
+    assert dict(scheduler.masks) == {}
+
+
+class ReturnsNonsense:
+    @hookimpl
+    def on_epoch_begin(self) -> Any:
+        return 3
+
+
+class Misspelt:
+    @hookimpl
+    def on_epoch_bgin(self) -> None: ...
+
+
+def test_a_hook_that_returns_nonsense_is_named() -> None:
+    scheduler, _, _ = fails_with(ReturnsNonsense, "extension")
+    with pytest.raises(
+        PluginError, match=r"on_epoch_begin of ReturnsNonsense 'broken'.* returned 3; an effect or None"
+    ):
+        scheduler.on_epoch_begin(0)
+
+
+def test_a_misspelt_hook_is_found_before_training() -> None:
+    with pytest.raises(
+        ScheduleError, match="'on_epoch_bgin', and there is no such hook; did you mean 'on_epoch_begin'"
+    ):
+        fails_with(Misspelt, "extension")
+
+
+# Components with hooks of their own, and listeners
+
+
+class Counts:
+    """An extension that counts the mini-batches it hears of and adds a loss term."""
+
+    heard: list[Progress]
+
+    def __init__(self, strength: float = 1.0) -> None:
+        self.heard, self.strength = [], strength
+
+    @property
+    def trap(self) -> None:
+        raise AssertionError("a property was evaluated")
+
+    @hookimpl
+    def on_minibatch_begin(self, progress: Progress) -> None:
+        self.heard.append(progress)
+
+    @hookimpl
+    def before_backward_pass(self, loss: Tensor) -> LossTerm:
+        return LossTerm("counted", loss.detach() * self.strength)
+
+
+def test_a_components_own_hooks_are_live_while_its_window_is_open() -> None:
+    schedule = Schedule([ComponentSpec("extension", "c", Counts)], [PolicySpec("extension", "c", Window(1, 6, 2))])
+    scheduler = CompressionScheduler(schedule, MLP(), trace=SILENT)
+    for epoch in range(7):
+        scheduler.on_epoch_begin(epoch)
+        scheduler.on_minibatch_begin(epoch, 0, 1)
+        loss = scheduler.before_backward_pass(epoch, 0, 1, torch.tensor(2.0))
+        assert loss.item() == (4.0 if 1 <= epoch <= 5 else 2.0)
+        scheduler.on_minibatch_end(epoch, 0, 1)
+        scheduler.on_epoch_end(epoch)
+    counts = scheduler._components["extensions.c"]
+    assert counts.heard == [Progress(epoch, 0, 1) for epoch in range(1, 6)]
+
+
+class Dashboard:
+    def __init__(self, fail: bool = False) -> None:
+        self.fail, self.seen = fail, []
+
+    @hookimpl
+    def on_window_open(self, policy: Origin) -> None:
+        self.seen.append(("open", policy.policy))
+
+    @hookimpl
+    def on_window_close(self, policy: Origin) -> None:
+        self.seen.append(("close", policy.policy))
+
+    @hookimpl
+    def on_masks_changed(self, changes: Any, progress: Progress) -> None:
+        if self.fail:
+            raise RuntimeError("disk full")
+        self.seen.append((progress.epoch, [(c.parameter, c.sparsity_after, c.origin.plugin) for c in changes]))
+
+    @hookimpl
+    def on_learning_rate_changed(self, before: Any, after: Any) -> None:
+        self.seen.append(("lr", before, after))
+
+    @hookimpl
+    def on_state_saved(self, state: Any) -> None:
+        self.seen.append(("saved", state["next_epoch"]))
+
+    @hookimpl
+    def on_state_restored(self, progress: Progress) -> None:
+        self.seen.append(("restored", progress.epoch))
+
+
+@pytest.fixture
+def dashboard(monkeypatch: pytest.MonkeyPatch) -> Dashboard:
+    listener = Dashboard()
+    installed, broken = plugins.load_listeners()
+    mine = Listener("dashboard", "my-dashboard", "2.0", listener)
+    monkeypatch.setattr("prunekit.scheduler.load_listeners", lambda: ([*installed, mine], broken))
+    return listener
+
+
+def test_listeners_hear_of_every_effect(dashboard: Dashboard) -> None:
+    model = MLP()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    schedule = {**SCHEDULE, "policies": [*SCHEDULE["policies"][:1], *SCHEDULE["policies"][3:]]}
+    scheduler = CompressionScheduler.from_dict(schedule, model, optimizer, trace=SILENT)
+    train_attached(scheduler, optimizer, 2, batches(2))
+    scheduler.load_state_dict(scheduler.state_dict())
+    pruned = (1, [("fc2.weight", 0.5, "prunekit-level-pruner")])
+    assert dashboard.seen == [
+        ("open", "policies[0]"),
+        ("open", "policies[1]"),
+        pruned,
+        pruned,
+        ("lr", [1.0], [0.25]),
+        ("close", "policies[1]"),
+        ("saved", 2),
+        ("restored", 1),
+    ]
+
+
+def test_a_listener_that_fails_over_what_it_hears_undoes_the_effect(dashboard: Dashboard) -> None:
+    dashboard.fail = True
+    model = MLP()
+    before = model.fc2.weight.detach().clone()
+    scheduler = CompressionScheduler.from_dict({**SCHEDULE, "policies": SCHEDULE["policies"][3:]}, model, trace=SILENT)
+    with pytest.raises(RuntimeError, match="disk full") as error:
+        scheduler.on_epoch_begin(1)
+    assert error.value.__notes__ == ["raised in on_masks_changed by dashboard, my-dashboard 2.0"]
+    assert torch.equal(model.fc2.weight, before)
+    assert dict(scheduler.masks) == {}
+    assert dict(scheduler.changes) == {}
+
+
+def test_participants_run_in_the_order_given_and_listeners_last() -> None:
+    order: list[str] = []
+
+    def participant(name: str) -> Participant:
+        return Participant(Origin(name, name, "", ""), {"on_epoch_begin": lambda: order.append(name)})
+
+    class Last:
+        @hookimpl
+        def on_epoch_begin(self) -> None:
+            order.append("listener")
+
+    bus = EventBus(SILENT, lambda: Progress(0), [Listener("last", "last", "1", Last())])
+    bus.set_live([participant("a"), participant("b"), participant("c")])
+    bus.fire("on_epoch_begin", model=None, masks={}, optimizer=None, progress=Progress(0))
+    assert order == ["a", "b", "c", "listener"]
+    bus.set_live([participant("d")])
+    bus.fire("on_epoch_begin", model=None, masks={}, optimizer=None, progress=Progress(0))
+    assert order == ["a", "b", "c", "listener", "d", "listener"]
+
+
+def test_two_schedulers_share_no_bus() -> None:
+    first, second = (
+        CompressionScheduler.from_dict(SCHEDULE, MLP(), torch.optim.SGD(MLP().parameters()), trace=SILENT) for _ in "ab"
+    )
+    assert first._bus._manager is not second._bus._manager
+    assert first._bus._manager.project_name == PROJECT
+
+
+def test_an_effect_may_come_from_any_hook() -> None:
+    class Warmup:
+        @hookimpl
+        def on_minibatch_begin(self, progress: Progress) -> SetLearningRates:
+            return SetLearningRates([{"lr": progress.step / 10}])
+
+    optimizer = torch.optim.SGD(MLP().parameters(), lr=1.0)
+    schedule = Schedule([ComponentSpec("extension", "w", Warmup)], [PolicySpec("extension", "w", Window(0, 1))])
+    scheduler = CompressionScheduler(schedule, MLP(), optimizer, trace=SILENT)
+    scheduler.on_epoch_begin(0)
+    scheduler.on_minibatch_begin(0, 3, 4)
+    assert optimizer.param_groups[0]["lr"] == 0.3
+
+
+def test_the_applications_structlog_sees_the_lines() -> None:
+    with structlog.testing.capture_logs() as lines:
+        scheduler = CompressionScheduler.from_dict({**SCHEDULE, "policies": SCHEDULE["policies"][3:]}, MLP())
+        scheduler.on_epoch_begin(1)
+    assert [line["event"] for line in lines if line["log_level"] == "info"] == [
+        "training begins",
+        "window opens",
+        "masks changed",
+    ]

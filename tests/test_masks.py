@@ -1,0 +1,284 @@
+"""Masks: boolean, exact, in force after every optimizer step, whatever the optimizer does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import MLP, SILENT, batches, pruning, train_attached, train_explicit, window, zeros
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from prunekit import CompressionScheduler, PrunekitError, prune_lowest
+from prunekit.masks import Masks
+
+OPTIMIZERS = {
+    "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
+    "sgd with momentum and weight decay": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01),
+    "adam": lambda p: torch.optim.Adam(p, lr=0.01),
+    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1),
+    "adam, foreach": lambda p: torch.optim.Adam(p, lr=0.01, foreach=True),
+}
+LEVELS = {"fc1.weight": 0.8, "fc2.weight": 0.5}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_sparsity_holds_after_every_step(name: str) -> None:
+    """Peers line 1: gradients masked, weights not, and momentum brings them back."""
+    model = MLP()
+    optimizer = OPTIMIZERS[name](model.parameters())
+    scheduler = CompressionScheduler.from_dict(
+        pruning(levels=LEVELS, when=window(1, 2)), model, optimizer, trace=SILENT
+    )
+    seen = []
+    for _ in scheduler.epochs(4):
+        for x, y in scheduler.minibatches(batches(5)):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+            seen.append((zeros(model.fc1.weight), zeros(model.fc2.weight)))
+    assert seen == [(0, 0)] * 5 + [(76, 16)] * 15
+
+
+def test_the_optimizer_needs_no_line_in_the_loop_and_no_event() -> None:
+    model = MLP()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    scheduler = CompressionScheduler.from_dict(pruning(), model, optimizer, trace=SILENT)
+    scheduler.on_epoch_begin(0)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert zeros(model.fc1.weight) == 48
+
+
+def test_without_an_optimizer_the_end_of_the_minibatch_enforces() -> None:
+    model = MLP()
+    scheduler = CompressionScheduler.from_dict(pruning(), model, trace=SILENT)
+    scheduler.on_epoch_begin(0)
+    scheduler.on_minibatch_begin(0, 0, 1)
+    with torch.no_grad():
+        model.fc1.weight.add_(1)
+    scheduler.on_minibatch_end(0, 0, 1)
+    assert zeros(model.fc1.weight) == 48
+
+
+def test_an_optimizer_given_to_an_event_is_hooked_too() -> None:
+    model = MLP()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = CompressionScheduler.from_dict(pruning(), model, trace=SILENT)
+    scheduler.on_epoch_begin(0, optimizer=optimizer)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert zeros(model.fc1.weight) == 48
+
+
+def test_gradient_accumulation() -> None:
+    model = MLP()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    scheduler = CompressionScheduler.from_dict(pruning(), model, optimizer, trace=SILENT)
+    seen = []
+    for _ in scheduler.epochs(2):
+        for i, (x, y) in enumerate(scheduler.minibatches(batches(4))):
+            scheduler.total_loss(nn.functional.cross_entropy(model(x), y)).backward()
+            if i % 2:
+                optimizer.step()
+                optimizer.zero_grad()
+            seen.append(zeros(model.fc1.weight))
+    assert seen == [48] * 8
+
+
+@pytest.mark.parametrize("copies", [False, True])
+def test_a_step_that_amp_skips_changes_nothing(copies: bool) -> None:
+    model = MLP()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    args = {"use_double_copies": True, "mask_on_forward_only": True} if copies else None
+    scheduler = CompressionScheduler.from_dict(pruning(args=args), model, optimizer, trace=SILENT)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    forward, after = [], []
+    for _ in scheduler.epochs(1):
+        for i, (x, y) in enumerate(scheduler.minibatches(batches(3))):
+            forward.append(zeros(model.fc1.weight))
+            before = model.fc1.weight.detach().clone()
+            optimizer.zero_grad()
+            scaler.scale(nn.functional.cross_entropy(model(x), y)).backward()
+            if i == 1:
+                model.fc1.weight.grad[0, 0] = float("inf")
+            scaler.step(optimizer)
+            scaler.update()
+            if i == 1:
+                assert torch.equal(model.fc1.weight, before)
+        after.append(zeros(model.fc1.weight))
+    assert forward == [48, 48, 48]
+    assert after == [0 if copies else 48]
+
+
+def test_double_copies_update_the_unmasked_weights_in_both_ways_of_use() -> None:
+    weights = []
+    args = {"use_double_copies": True, "mask_on_forward_only": True}
+    for explicit in (False, True):
+        model = MLP()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        scheduler = CompressionScheduler.from_dict(pruning(args=args), model, optimizer, trace=SILENT)
+        if explicit:
+            train_explicit(scheduler, optimizer, range(2))
+        else:
+            train_attached(scheduler, optimizer, 2)
+        assert zeros(model.fc1.weight) == 0
+        weights.append(model.fc1.weight.detach().clone())
+    assert torch.equal(*weights)
+
+
+def test_evaluation_under_masked_sees_masks_that_only_the_forward_pass_sees() -> None:
+    model = MLP()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    args = {"use_double_copies": True, "mask_on_forward_only": True}
+    scheduler = CompressionScheduler.from_dict(pruning(args=args), model, optimizer, trace=SILENT)
+    train_attached(scheduler, optimizer, 1)
+    before = model.fc1.weight.detach().clone()
+    with scheduler.masked():
+        assert zeros(model.fc1.weight) == 48
+    assert torch.equal(model.fc1.weight, before)
+
+
+def test_masked_gradients_leave_masked_weights_where_they_are() -> None:
+    model = MLP()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    args = {"mask_gradients": True, "mask_on_forward_only": True, "use_double_copies": True}
+    start = model.fc1.weight.detach().clone()
+    scheduler = CompressionScheduler.from_dict(pruning(args=args, when=window(0, 1)), model, optimizer, trace=SILENT)
+    train_attached(scheduler, optimizer, 1)
+    masked = ~scheduler.masks["fc1.weight"]
+    assert torch.equal(model.fc1.weight[masked], start[masked])
+    assert not torch.equal(model.fc1.weight, start)
+    x, y = batches()[0]
+    optimizer.zero_grad()
+    nn.functional.cross_entropy(model(x), y).backward()
+    assert model.fc1.weight.grad[masked].any(), "the hook is gone after the last active epoch"
+
+
+def test_skip_first_minibatch_prunes_from_the_second_on() -> None:
+    model = MLP()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    args = {"skip_first_minibatch": True}
+    scheduler = CompressionScheduler.from_dict(pruning(args=args), model, optimizer, trace=SILENT)
+    seen = []
+    for _ in scheduler.epochs(1):
+        for x, y in scheduler.minibatches(batches(3)):
+            seen.append(zeros(model.fc1.weight))
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    assert seen == [0, 48, 48]
+
+
+def test_a_target_applied_again_changes_nothing() -> None:
+    """Peers line 3: a constant target compounds, and 50 % in three epochs becomes 87.5 %."""
+    model = MLP()
+    scheduler = CompressionScheduler.from_dict(pruning(), model, trace=SILENT)
+    for epoch in range(3):
+        scheduler.on_epoch_begin(epoch)
+        assert zeros(model.fc1.weight) == 48
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_enforcement_is_exact_in_every_dtype_and_memory_layout(dtype: torch.dtype) -> None:
+    weight = torch.randn(4, 3, 5, 5).to(dtype).to(memory_format=torch.channels_last)
+    parameter = nn.Parameter(weight.clone())
+    masks = Masks({"w": parameter})
+    mask = torch.rand(4, 3, 5, 5) > 0.5
+    masks.set("w", mask)
+    assert torch.equal(parameter.detach(), torch.where(mask, weight, torch.zeros((), dtype=dtype)))
+    with torch.no_grad():
+        parameter[~mask] = float("nan")
+        parameter[0, 0, 0, 0] = -float("inf")
+    masks.enforce()
+    bits = parameter.detach()[~mask].contiguous().view({8: torch.int64, 4: torch.int32, 2: torch.int16}[dtype.itemsize])
+    assert not bits[1:].any(), "plus zero, not minus zero, and no NaN left"
+
+
+def test_scalar_empty_and_frozen_parameters_can_be_masked() -> None:
+    parameters = {
+        "scalar": nn.Parameter(torch.tensor(3.0)),
+        "empty": nn.Parameter(torch.empty(0, 4)),
+        "frozen": nn.Parameter(torch.ones(2), requires_grad=False),
+    }
+    masks = Masks(parameters)
+    for name, parameter in parameters.items():
+        masks.set(name, torch.zeros_like(parameter, dtype=torch.bool))
+    assert [parameter.sum().item() for parameter in parameters.values()] == [0.0, 0.0, 0.0]
+    assert [masks.sparsity(name) for name in parameters] == [1.0, 0.0, 1.0]
+
+
+def test_tied_weights_are_pruned_once_under_either_name() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = nn.Embedding(6, 4)
+            self.head = nn.Linear(4, 6, bias=False)
+            self.head.weight = self.embed.weight
+
+    for name in ("embed.weight", "head.weight"):
+        model = Tied()
+        scheduler = CompressionScheduler.from_dict(pruning(levels={name: 0.5}), model, trace=SILENT)
+        scheduler.on_epoch_begin(0)
+        assert list(scheduler.masks) == ["embed.weight"]
+        assert zeros(model.head.weight) == 12
+
+
+def test_a_changing_mask_does_not_recompile_a_compiled_model() -> None:
+    """Peers line 19."""
+    from torch._dynamo.testing import CompileCounter
+
+    model, counter = MLP(), CompileCounter()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    compiled = torch.compile(model, backend=counter)
+    keys = {"initial_sparsity": 0.1, "final_sparsity": 0.9, "weights": ["fc*.weight"]}
+    schedule = pruning("AutomatedGradualPruner", window(0, 5), **keys)
+    scheduler = CompressionScheduler.from_dict(schedule, compiled, optimizer, trace=SILENT)
+    train_attached(scheduler, optimizer, 5)
+    assert counter.frame_count == 1
+    assert scheduler.sparsity("fc1.weight") == 86 / 96
+    assert list(scheduler.masks) == ["fc1.weight", "fc2.weight"]
+
+
+def test_the_model_may_move_and_its_weights_be_loaded_in_place() -> None:
+    model = MLP()
+    scheduler = CompressionScheduler.from_dict(pruning(), model, trace=SILENT)
+    scheduler.on_epoch_begin(0)
+    model.load_state_dict(MLP(seed=3).state_dict())
+    scheduler.on_minibatch_begin(0, 0, 1)
+    scheduler.on_minibatch_end(0, 0, 1)
+    assert zeros(model.fc1.weight) == 48
+
+
+def test_loader_without_a_length_must_say_it() -> None:
+    scheduler = CompressionScheduler.from_dict(pruning(), MLP(), trace=SILENT)
+    with pytest.raises(PrunekitError, match="the loader has no length; say it"):
+        next(scheduler.minibatches(iter([1, 2])))
+    assert list(scheduler.minibatches(iter([1, 2]), length=2)) == [1, 2]
+
+
+@given(
+    st.lists(st.sampled_from([-1.5, -0.0, 0.0, 0.5, 0.5, 2.0, 3.25, 1e-30]), max_size=40),
+    st.floats(0, 1),
+    st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
+)
+def test_exactly_the_lowest_are_pruned_and_ties_by_index(
+    values: list[float], sparsity: float, dtype: torch.dtype
+) -> None:
+    scores = torch.tensor(values, dtype=dtype)
+    mask = prune_lowest(scores, sparsity)
+    order = sorted(range(len(values)), key=lambda i: (scores[i].item(), i))
+    expected = torch.ones(len(values), dtype=torch.bool)
+    expected[order[: int(sparsity * len(values))]] = False
+    assert torch.equal(mask, expected)
+
+
+@given(st.lists(st.sampled_from([-1.0, 0.0, 1.0, 2.0]), min_size=1, max_size=20), st.floats(0, 1))
+def test_the_path_for_accelerators_gives_the_same_masks(values: list[float], sparsity: float) -> None:
+    from prunekit.selection import _on_device
+
+    scores, count = torch.tensor(values), int(sparsity * len(values))
+    if 0 < count < len(values):
+        assert torch.equal(_on_device(scores, count), prune_lowest(scores, sparsity))

@@ -1,0 +1,210 @@
+"""Resume equals the uninterrupted run, bit for bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from helpers import MLP, SILENT, batches, pruning, through_a_file, train_attached, train_explicit, window
+from torch import nn
+
+from prunekit import CompressionScheduler, ScheduleError, StateError
+
+EPOCHS = 8
+PRUNERS: dict[str, dict[str, Any]] = {
+    "AutomatedGradualPruner": {"initial_sparsity": 0.1, "final_sparsity": 0.8, "weights": ["fc?.weight"]},
+    "SensitivityPruner": {"sensitivities": {"fc1.weight": 0.9, "fc2.weight": 0.5}},
+    "SparsityLevelParameterPruner": {"levels": {"*": 0.5}},
+    "MagnitudeParameterPruner": {"thresholds": {"*": 0.1}},
+}
+REGULARIZERS: dict[str, dict[str, Any]] = {
+    "L1Regularizer": {"reg_regims": {"fc1.weight": 0.01, "fc2.weight": 0.02}, "threshold_criteria": "Max"},
+    "GroupLassoRegularizer": {"reg_regims": {"fc1.weight": [0.05, "Rows"]}, "threshold_criteria": "Mean_Abs"},
+}
+LR: dict[str, dict[str, Any]] = {
+    "ExponentialLR": {"gamma": 0.9},
+    "StepLR": {"step_size": 3, "gamma": 0.5},
+    "MultiStepLR": {"milestones": [2, 4, 6], "gamma": 0.5},
+    "CosineAnnealingLR": {"T_max": 8},
+    "CosineAnnealingWarmRestarts": {"T_0": 3},
+    "OneCycleLR": {"max_lr": 0.5, "total_steps": 9},
+    "CyclicLR": {"base_lr": 0.01, "max_lr": 0.5, "step_size_up": 2},
+    "LinearLR": {"start_factor": 0.5, "total_iters": 4},
+    "ReduceLROnPlateau": {"patience": 1, "factor": 0.5},
+    "MultiStepMultiGammaLR": {"milestones": [2, 5], "gammas": [0.5, 0.1]},
+    "PolynomialLR": {"T_max": 8, "power": 2.0},
+}
+ARGS: dict[str, dict[str, Any]] = {
+    "forward only": {"mask_on_forward_only": True},
+    "double copies": {"mask_on_forward_only": True, "use_double_copies": True},
+    "masked gradients": {"mask_on_forward_only": True, "mask_gradients": True},
+    "kept": {"mask_on_forward_only": True, "keep_mask": True},
+    "every third step": {"mini_batch_pruning_frequency": 3},
+    "first skipped": {"skip_first_minibatch": True},
+    "discarded": {"discard_masks_at_minibatch_end": True},
+}
+
+
+def with_lr(schedule: dict[str, Any], class_: str, when: dict[str, Any], **keys: Any) -> dict[str, Any]:
+    policies = [*schedule["policies"], {"lr_scheduler": {"instance_name": "lr"}, **when}]
+    return {**schedule, "lr_schedulers": {"lr": {"class": class_, **keys}}, "policies": policies}
+
+
+def regularizing(class_: str, **keys: Any) -> dict[str, Any]:
+    policy = {"regularizer": {"instance_name": "r", "args": {"keep_mask": True}}, **window(1, 5)}
+    return {"version": 1, "regularizers": {"r": {"class": class_, **keys}}, "policies": [policy]}
+
+
+SCHEDULES: dict[str, dict[str, Any]] = {
+    **{name: pruning(name, window(1, 7, 2), **keys) for name, keys in PRUNERS.items()},
+    **{name: regularizing(name, **keys) for name, keys in REGULARIZERS.items()},
+    **{name: with_lr(pruning(), name, window(0, 20), **keys) for name, keys in LR.items()},
+    "a late LR policy": with_lr(pruning(), "StepLR", window(4, 7), step_size=3),
+    **{name: pruning(when=window(1, 6, 2), args=args) for name, args in ARGS.items()},
+}
+
+
+class Run:
+    """A model in training, whose state goes through a file at some epoch."""
+
+    def __init__(self, schedule: dict[str, Any], adam: bool = False) -> None:
+        self.schedule, self.adam = schedule, adam
+        self.start()
+
+    def start(self) -> None:
+        self.model = MLP()
+        parameters = self.model.parameters()
+        sgd = torch.optim.SGD(parameters, lr=0.1, momentum=0.9, weight_decay=0.001)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.01) if self.adam else sgd
+        self.scheduler = CompressionScheduler.from_dict(self.schedule, self.model, self.optimizer, trace=SILENT)
+
+    def state(self) -> Any:
+        parts = self.model, self.optimizer, self.scheduler
+        return through_a_file([part.state_dict() for part in parts])
+
+    def continue_from(self, state: Any) -> None:
+        self.start()
+        for part, saved in zip((self.model, self.optimizer, self.scheduler), state, strict=True):
+            part.load_state_dict(saved)
+
+
+def equal(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return bool(one == other)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("cut", [1, 2, 3, 6])
+def test_resume_equals_the_straight_run_bit_for_bit(name: str, cut: int) -> None:
+    """Peers lines 2, 4 and 21: masks, statistics and progress are all state."""
+    straight, resumed = Run(SCHEDULES[name]), Run(SCHEDULES[name])
+    train_attached(straight.scheduler, straight.optimizer, EPOCHS)
+    resumed.continue_from(state_after(SCHEDULES[name], cut))
+    train_attached(resumed.scheduler, resumed.optimizer, EPOCHS)
+    assert equal(straight.state(), resumed.state())
+
+
+def state_after(schedule: dict[str, Any], epochs: int) -> Any:
+    run = Run(schedule)
+    train_explicit(run.scheduler, run.optimizer, range(epochs))
+    return run.state()
+
+
+@pytest.mark.parametrize("name", ["AutomatedGradualPruner", "SensitivityPruner", "kept", "OneCycleLR"])
+def test_both_ways_of_use_give_the_same_run(name: str) -> None:
+    attached, explicit = Run(SCHEDULES[name], adam=True), Run(SCHEDULES[name], adam=True)
+    train_attached(attached.scheduler, attached.optimizer, EPOCHS)
+    train_explicit(explicit.scheduler, explicit.optimizer, range(EPOCHS))
+    assert equal(attached.state(), explicit.state())
+
+
+@pytest.mark.parametrize("name", ["every third step", "double copies", "AutomatedGradualPruner"])
+def test_resume_between_two_minibatches(name: str) -> None:
+    data, straight, resumed = batches(), Run(SCHEDULES[name]), Run(SCHEDULES[name])
+    train_explicit(straight.scheduler, straight.optimizer, range(4))
+    train_explicit(resumed.scheduler, resumed.optimizer, range(3))
+    resumed.scheduler.on_epoch_begin(3)
+    for minibatch in range(4):
+        if minibatch == 2:
+            resumed.continue_from(resumed.state())
+        minibatch_of(resumed, 3, minibatch, data)
+    resumed.scheduler.on_epoch_end(3, {"min": 1.0, "max": 0.5})
+    assert equal(straight.state(), resumed.state())
+
+
+def minibatch_of(run: Run, epoch: int, minibatch: int, data: Any) -> None:
+    scheduler, (x, y) = run.scheduler, data[minibatch]
+    scheduler.on_minibatch_begin(epoch, minibatch, len(data))
+    loss = nn.functional.cross_entropy(run.model(x), y)
+    loss = scheduler.before_backward_pass(epoch, minibatch, len(data), loss)
+    run.optimizer.zero_grad()
+    loss.backward()
+    scheduler.before_parameter_optimization(epoch, minibatch, len(data))
+    run.optimizer.step()
+    scheduler.on_minibatch_end(epoch, minibatch, len(data))
+
+
+def test_masks_follow_a_model_that_is_wrapped_or_not() -> None:
+    class Wrapper(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = MLP()
+
+    run = Run(SCHEDULES["AutomatedGradualPruner"])
+    train_attached(run.scheduler, run.optimizer, 3)
+    wrapped = CompressionScheduler.from_dict(
+        run.schedule, model := Wrapper(), torch.optim.SGD(model.parameters(), lr=0.1), trace=SILENT
+    )
+    wrapped.load_state_dict(run.scheduler.state_dict())
+    assert {name: mask.sum().item() for name, mask in wrapped.masks.items()} == {
+        f"module.{name}": mask.sum().item() for name, mask in run.scheduler.masks.items()
+    }
+
+
+def test_a_state_of_another_schedule_is_refused_with_the_difference() -> None:
+    state = Run(pruning(levels={"fc1.weight": 0.5})).state()[2]
+    other = Run(pruning(levels={"fc1.weight": 0.6}))
+    with pytest.raises(StateError) as error:
+        other.scheduler.load_state_dict(state)
+    assert "-      fc1.weight: 0.5\n+      fc1.weight: 0.6" in str(error.value)
+
+
+def test_a_state_of_another_model_is_refused_and_nothing_changes() -> None:
+    run = Run(SCHEDULES["SparsityLevelParameterPruner"])
+    train_attached(run.scheduler, run.optimizer, 2)
+    state = run.scheduler.state_dict()
+
+    class Wider(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1, self.fc2 = nn.Linear(12, 9), nn.Linear(9, 4)
+
+    model = Wider()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    other = CompressionScheduler.from_dict(run.schedule, model, optimizer, trace=SILENT)
+    with pytest.raises(StateError, match=r"the mask of 'fc1.weight' is \(8, 12\), the parameter is \(9, 12\)"):
+        other.load_state_dict(state)
+    assert dict(other.masks) == {}
+    with pytest.raises(StateError, match="not the state of a scheduler: it has no 'schedule'"):
+        other.load_state_dict({"masks_dict": {}})
+
+
+def test_a_policy_that_never_acts_within_the_run_is_refused() -> None:
+    run = Run(pruning(when=window(5, 9)))
+    with pytest.raises(
+        ScheduleError, match=r"policies\[0\]: never acts: its first epoch is 5, and a run of 5 ends with 4"
+    ):
+        next(run.scheduler.epochs(5))
+
+
+def test_a_model_strict_loads_its_own_state_after_pruning() -> None:
+    """Peers line 13."""
+    run = Run(SCHEDULES["double copies"])
+    train_attached(run.scheduler, run.optimizer, 3)
+    MLP().load_state_dict(through_a_file(run.model.state_dict()), strict=True)
