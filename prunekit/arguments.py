@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import collections.abc
+import contextlib
+import dataclasses
 import inspect
 import json
+import sys
+import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -37,7 +42,7 @@ class Argument:
         for config in (ConfigDict(strict=True, arbitrary_types_allowed=True), None):
             try:
                 return TypeAdapter(_eager(self.annotation), config=config)
-            except pydantic.errors.PydanticUserError:
+            except (pydantic.errors.PydanticUserError, NameError):
                 continue
         return TypeAdapter(Any)
 
@@ -109,16 +114,48 @@ def type_name(annotation: Any) -> str:
     >>> type_name(dict[str, float])
     'dict[str, float]'
     """
-    if typing.get_origin(annotation) is typing.Annotated:
-        annotation = typing.get_args(annotation)[0]
-    return annotation.__name__ if type(annotation) is type else str(annotation).replace("typing.", "")
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return type_name(inner[0])
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join(map(type_name, inner))
+    if isinstance(origin, type):
+        return f"{origin.__name__}[{', '.join(map(_inner_name, inner))}]"
+    if annotation is type(None):
+        return "None"
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+
+
+def _inner_name(annotation: Any) -> str:
+    if isinstance(annotation, list):  # of a Callable
+        return f"[{', '.join(map(type_name, annotation))}]"
+    return "..." if annotation is ... else type_name(annotation)
 
 
 def _hints(cls: type) -> dict[str, Any]:
-    try:
-        return typing.get_type_hints(cls.__init__, include_extras=True)  # type: ignore[misc]
-    except Exception:
-        return {}
+    # One by one: a name that is imported for type checkers only spoils its own argument and no other.
+    hints: dict[str, Any] = {}
+    for owner in reversed(cls.__mro__[:-1]):
+        names = vars(sys.modules.get(owner.__module__, types))
+        generated = "__dataclass_fields__" in vars(owner) and vars(owner)["__dataclass_params__"].init
+        if generated:
+            hints |= _resolved(owner, names)
+            continue
+        for method in (vars(owner).get("__new__"), vars(owner).get("__init__")):
+            function = inspect.unwrap(getattr(method, "__func__", method)) if method is not None else None
+            hints |= _resolved(function, getattr(function, "__globals__", names))
+    return hints
+
+
+def _resolved(owner: Any, names: Mapping[str, Any]) -> dict[str, Any]:
+    hints: dict[str, Any] = {}
+    known = {**vars(typing), **vars(collections.abc), **names}
+    for name, annotation in getattr(owner, "__annotations__", {}).items():
+        holder = types.SimpleNamespace(__annotations__={name: annotation})
+        with contextlib.suppress(Exception):
+            hint = typing.get_type_hints(holder, known, include_extras=True)[name]
+            hints[name] = hint.type if isinstance(hint, dataclasses.InitVar) else hint
+    return hints
 
 
 def _eager(annotation: Any) -> Any:

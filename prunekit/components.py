@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -47,6 +47,7 @@ class Context:
         window: the policy's window of epochs.
         targets: parameter name -> the setting of the selector that chose it (None without settings).
         selectors: parameter name -> that selector, as the schedule spells it.
+        warn: `warn("constant message", key=value)` leaves a line in the trace, with epoch, policy and plugin.
     """
 
     model: Module
@@ -55,6 +56,7 @@ class Context:
     window: Window
     targets: Mapping[str, Any]
     selectors: Mapping[str, str]
+    warn: Callable[..., None] = lambda message, **values: None
 
 
 @runtime_checkable
@@ -142,12 +144,13 @@ class SetMasks:
     """New masks for some parameters, in place of the ones their pruner set before.
 
     `forward_only`: masked in the forward pass, not after the optimizer's step. `double_copies`: the optimizer updates
-    the unmasked weights.
+    the unmasked weights. `left_out`: parameters that were asked about and keep the mask they have.
     """
 
     masks: Mapping[str, Tensor]
     forward_only: bool = False
     double_copies: bool = False
+    left_out: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -59,10 +59,9 @@ class Ledger:
             flags = {"forward_only": effect.forward_only, "double_copies": effect.double_copies}
             self.masks.set(name, effect.masks[name], **flags)
 
-        if effect.masks:
-            self._change("masks changed", effect.masks, change, origin, progress)
-        else:
-            self.trace.info("nothing pruned", **origin._asdict(), **moment(progress))
+        self._change("masks changed", effect.masks, change, origin, progress)
+        if effect.left_out:
+            self.trace.info("nothing pruned", **origin._asdict(), **moment(progress), parameters=list(effect.left_out))
 
     def keep_masks(self, effect: KeepMasks, origin: Origin, optimizer: Optimizer | None, progress: Progress) -> None:
         """Masks become permanent."""

@@ -14,7 +14,7 @@ from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from prunekit.bus import Participant
+from prunekit.bus import Participant, moment
 from prunekit.components import (
     Context,
     DropMasks,
@@ -75,6 +75,7 @@ class Policy:
         parameters: what it owns, by name.
         targets: parameter name -> the setting of the selector that chose it.
         selectors: parameter name -> that selector.
+        warn: where a component's warnings go.
     """
 
     index: int
@@ -86,6 +87,7 @@ class Policy:
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     targets: Mapping[str, Any] = field(default_factory=dict)
     selectors: Mapping[str, str] = field(default_factory=dict)
+    warn: Callable[..., None] = lambda message, **values: None
     _participants: dict[tuple[str, ...], Participant] = field(default_factory=dict)
 
     def participants(self, epoch: int) -> Iterator[Participant]:
@@ -106,7 +108,8 @@ class Policy:
 
     def context(self, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> Context:
         """What its component may know."""
-        return Context(model, masks, progress, self.window, self.targets, self.selectors)
+        warn = partial(self.warn, **self.origin._asdict(), **moment(progress))
+        return Context(model, masks, progress, self.window, self.targets, self.selectors, warn)
 
     def state_dict(self) -> dict[str, Any]:
         """What the policy itself must remember across a resume."""
@@ -168,7 +171,8 @@ class PruningPolicy(Policy):
         with torch.no_grad():
             chosen = self.component.compute_masks(self.parameters, self.context(model, masks, progress))
         _must_fit(chosen, self.parameters)
-        return SetMasks(chosen, forward_only=self.args.mask_on_forward_only, double_copies=self.args.use_double_copies)
+        left_out = [name for name in self.parameters if name not in chosen]
+        return SetMasks(chosen, self.args.mask_on_forward_only, self.args.use_double_copies, left_out)
 
     def _mask_gradients(self, masks: Mapping[str, Tensor]) -> None:
         for name, parameter in self.parameters.items():

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any
+from typing import Any, cast
 
 from prunekit.components import SECTIONS, Kind
 from prunekit.errors import PluginError, did_you_mean
@@ -37,7 +37,7 @@ class Offer:
         """
         try:
             return self.entry_point.load()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             what = f"{self.kind} {self.name!r} of {self} can't be imported from {self.entry_point.value!r}"
             raise PluginError(f"{what}: {type(error).__name__}: {error}") from error
 
@@ -53,12 +53,39 @@ class Found:
 
 def installed(group: str, kind: str) -> list[Offer]:
     """What the installed distributions offer in an entry-point group, from their metadata alone, in a fixed order."""
+    return _offers({kind: group})
+
+
+def _offers(groups: Mapping[str, str]) -> list[Offer]:
+    entries = _entry_points()
     offers = [
-        Offer(kind, entry.name, entry.dist.metadata["Name"], entry.dist.version, entry)
-        for entry in metadata.entry_points(group=group)
+        Offer(kind, entry.name, *_distribution(entry.dist), entry)
+        for kind, group in groups.items()
+        for entry in entries.select(group=group)
         if entry.dist is not None
     ]
     return sorted(offers, key=lambda offer: (offer.name, offer.distribution))
+
+
+def _entry_points() -> Any:
+    try:
+        return metadata.entry_points()
+    except Exception:  # one distribution's metadata can't be read: do without that one
+        return metadata.EntryPoints(entry for dist in metadata.distributions() for entry in _readable(dist))
+
+
+def _readable(distribution: metadata.Distribution) -> Iterable[metadata.EntryPoint]:
+    try:
+        return distribution.entry_points
+    except Exception:
+        return ()
+
+
+def _distribution(distribution: metadata.Distribution) -> tuple[str, str]:
+    try:
+        return str(distribution.metadata["Name"] or "(unnamed)"), str(distribution.version or "")
+    except Exception:
+        return "(unnamed)", ""
 
 
 class Registry:
@@ -77,7 +104,7 @@ class Registry:
         names: Callable[[Kind], Iterable[str]] = lambda kind: (),
     ) -> None:
         if offers is None:
-            offers = [offer for kind, group in GROUPS.items() for offer in installed(group, kind)]
+            offers = _offers(cast(Mapping[str, str], GROUPS))
         self.offers = tuple(offers)
         self._find = find
         self._names = names
@@ -101,19 +128,26 @@ class Registry:
         found = self._find(kind, short)
         if found is not None and _same(found.distribution, distribution):
             return found
-        raise PluginError(self._unknown(kind, name, short))
+        raise PluginError(self._unknown(kind, short, distribution))
 
-    def _unknown(self, kind: Kind, name: str, short: str) -> str:
-        elsewhere = [offer for offer in self.offers if offer.name == short]
-        if elsewhere and elsewhere[0].kind != kind:
-            other = elsewhere[0].kind
-            return f"{short!r} is {_a(other)}, not {_a(kind)}; it belongs under {_section(other)}: ({elsewhere[0]})"
-        if elsewhere:
-            return f"{short!r} is offered by {', '.join(map(str, elsewhere))}, not by {name.rpartition(':')[0]!r}"
-        guess = did_you_mean(short, self.names(kind))
-        who = [str(offer) for offer in self.offers if offer.kind == kind and repr(offer.name) in guess]
-        hint = f" ({who[0]})" if len(who) == 1 and "did you mean" in guess else ""
-        return f"no {kind} is registered as {short!r}{guess}{hint}"
+    def _unknown(self, kind: Kind, name: str, distribution: str) -> str:
+        if who := self._who(kind, name):
+            return f"{name!r} is offered by {who}, not by {distribution!r}"
+        for other in GROUPS:
+            if who := self._who(other, name):
+                return f"{name!r} is {_a(other)}, not {_a(kind)}; it belongs under {_section(other)!r} ({who})"
+        guess = did_you_mean(name, self.names(kind))
+        meant = [known for known in self.names(kind) if guess == f"; did you mean {known!r}?"]
+        hint = f" ({self._who(kind, meant[0])})" if meant else ""
+        return f"no {kind} is registered as {name!r}{guess}{hint}"
+
+    def _who(self, kind: Kind, name: str) -> str:
+        """The distributions that offer a name; no entry point is loaded for that."""
+        offers = [offer for offer in self.offers if (offer.kind, offer.name) == (kind, name)]
+        if offers:
+            return ", ".join(map(str, offers))
+        found = self._find(kind, name) if name in self._names(kind) else None
+        return "" if found is None else f"{found.distribution} {found.version}"
 
 
 def _same(distribution: str, asked: str) -> bool:
@@ -132,8 +166,8 @@ def _class(offer: Offer) -> type:
 
 
 def _ambiguous(kind: Kind, name: str, offers: list[Offer]) -> str:
-    who = " and ".join(map(str, offers))
-    return f"{who} both offer {kind} {name!r}; say which: class: {offers[0].distribution}:{name}"
+    who, both = " and ".join(map(str, offers)), "both" if len(offers) == 2 else "all"
+    return f"{who} {both} offer {kind} {name!r}; say which: class: {offers[0].distribution}:{name}"
 
 
 def _section(kind: str) -> str:

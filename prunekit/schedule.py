@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from prunekit.components import SECTIONS, Kind
-from prunekit.errors import Problem, ScheduleError, did_you_mean
+from prunekit.errors import ArgumentError, Problem, ScheduleError, did_you_mean
 from prunekit.progress import Window
 from prunekit.source import Source, dump, plain
 
@@ -17,6 +17,7 @@ VERSION = 1
 _WINDOW_KEYS = ("starting_epoch", "ending_epoch", "frequency")
 _TOP_KEYS = ("version", *SECTIONS, "policies")
 _KINDS = tuple(SECTIONS.values())
+_COMPONENT_KEYS = ("instance_name", "args")
 _WITH_ARGS = ("pruner", "regularizer")
 
 
@@ -31,6 +32,9 @@ class ComponentSpec:
     name: str
     class_: str | type
     args: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_kind(self.kind)
 
     @property
     def class_name(self) -> str:
@@ -65,6 +69,14 @@ class PolicySpec:
     instance_name: str
     window: Window
     args: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check_kind(self.kind)
+
+    def __eq__(self, other: object) -> bool:
+        return _policy_dict(self) == _policy_dict(other) if isinstance(other, PolicySpec) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
@@ -108,7 +120,7 @@ class Schedule:
         schedule, problems = parse(source)
         problems += schedule.problems()
         if problems:
-            raise ScheduleError(problems)
+            raise ScheduleError(sorted(problems, key=lambda p: (p.position.line or 0, p.position.column or 0)))
         return schedule
 
     def component(self, kind: str, name: str) -> ComponentSpec | None:
@@ -136,13 +148,18 @@ class Schedule:
                 found.append(say(spec.path, f"two components of kind {spec.kind} are called {spec.name!r}"))
             seen.add((spec.kind, spec.name))
         for index, policy in enumerate(self.policies):
-            if (policy.kind, policy.instance_name) not in seen:
-                names = [name for kind, name in seen if kind == policy.kind]
+            section = next(section for section, kind in SECTIONS.items() if kind == policy.kind)
+            names = {name for kind, name in seen if kind == policy.kind} | self._named_in(section)
+            if policy.instance_name not in names:
                 path = ("policies", index, policy.kind, "instance_name")
-                section = next(section for section, kind in SECTIONS.items() if kind == policy.kind)
                 hint = did_you_mean(policy.instance_name, names) or f"; the section {section} is empty"
                 found.append(say(path, f"no {policy.kind} is called {policy.instance_name!r}{hint}"))
         return found
+
+    def _named_in(self, section: str) -> set[str]:
+        """The names in a section of the source, those included whose entry could not be understood."""
+        data = self.source.data.get(section) if isinstance(self.source.data, dict) else None
+        return set(data) if isinstance(data, dict) else set()
 
     def warnings(self) -> list[Problem]:
         """What is allowed and probably not meant: no version, components that no policy uses."""
@@ -178,6 +195,11 @@ def _policy_dict(policy: PolicySpec) -> dict[str, Any]:
     return {policy.kind: component, **{key: getattr(window, key) for key in _WINDOW_KEYS}}
 
 
+def _check_kind(kind: str) -> None:
+    if kind not in _KINDS:
+        raise ArgumentError("kind", message=f"there is no kind {kind!r}{did_you_mean(kind, _KINDS)}")
+
+
 class _Parser:
     """Walks the data once; what it can't use it says and leaves out."""
 
@@ -205,7 +227,7 @@ class _Parser:
             if isinstance(class_, str) and class_:
                 yield ComponentSpec(kind, name, class_, {k: v for k, v in args.items() if k != "class"})
             elif "class" in args:
-                self.say((*path, "class"), f"must be the name of a {kind} class, got {class_!r}")
+                self.say((*path, "class"), f"must be the name of a {kind} class, got {_short(class_)}")
             elif isinstance(entry, dict):
                 self.say(path, f"the {kind} {name!r} has no 'class'{_meant('class', args)}")
 
@@ -234,13 +256,16 @@ class _Parser:
         kind = kinds[0]
         where = (*path, kind)
         component = self.mapping(data[kind], where, f"the policy's {kind}")
-        self.only(component, ("instance_name", "args"), where)
-        args = self.mapping(component.get("args") or {}, (*where, "args"), "args")
+        if not isinstance(data[kind], dict):
+            return None
+        self.only(component, _COMPONENT_KEYS, where)
+        given = component.get("args")
+        args = self.mapping({} if given is None else given, (*where, "args"), "args")
         if args and kind not in _WITH_ARGS:
             self.say((*where, "args"), f"a policy of kind {kind} takes no args", key=True)
         name = component.get("instance_name")
         if not isinstance(name, str) or not name:
-            got = f"must be a string, got {name!r}" if "instance_name" in component else "is missing"
+            got = f"must be a string, got {_short(name)}" if "instance_name" in component else "is missing"
             self.say((*where, "instance_name"), f"instance_name {got}")
             return None
         return None if window is None else PolicySpec(kind, name, window, args)
@@ -249,7 +274,7 @@ class _Parser:
         given = [key for key in _WINDOW_KEYS if key in data]
         wrong = [key for key in given if type(data[key]) is not int]
         for key in wrong:
-            self.say((*path, key), f"must be an integer, got {data[key]!r}")
+            self.say((*path, key), f"must be an integer, got {_short(data[key])}")
         if "epochs" in data:
             return self.listed(data["epochs"], given, path)
         missing = [key for key in ("starting_epoch", "ending_epoch") if key not in data]
@@ -257,14 +282,18 @@ class _Parser:
             self.say(path, f"{' and '.join(map(repr, missing))} missing; a policy needs both, or 'epochs'")
         if wrong or missing:
             return None
-        return self.try_window(path, data["starting_epoch"], data["ending_epoch"], data.get("frequency", 1))
+        frequency = data.get("frequency", 1)
+        if frequency < 1:
+            self.say((*path, "frequency"), f"must be at least 1, got {frequency}")
+        window = self.try_window(path, data["starting_epoch"], data["ending_epoch"], max(frequency, 1))
+        return window if frequency >= 1 else None
 
     def listed(self, epochs: Any, given: list[str], path: tuple[str | int, ...]) -> Window | None:
         if given:
             self.say((*path, "epochs"), f"give either 'epochs' or {', '.join(map(repr, given))}, not both", key=True)
             return None
         if not isinstance(epochs, list) or any(type(epoch) is not int for epoch in epochs):
-            self.say((*path, "epochs"), f"must be a list of integers, got {epochs!r}")
+            self.say((*path, "epochs"), f"must be a list of integers, got {_short(epochs)}")
             return None
         return self.try_window((*path, "epochs"), epochs=epochs)
 
@@ -284,7 +313,8 @@ class _Parser:
     def only(self, data: Mapping[str, Any], known: Iterable[str], path: tuple[str | int, ...]) -> None:
         for key in data:
             if key not in known:
-                self.say((*path, key), f"unknown key {key!r}{did_you_mean(key, known)}", key=True)
+                hint = _belongs(key, known) or did_you_mean(key, known)
+                self.say((*path, key), f"unknown key {key!r}{hint}", key=True)
 
     def say(self, path: tuple[str | int, ...], message: str, *, key: bool = False) -> None:
         self.problems.append(self.source.problem(path, message, key=key))
@@ -293,6 +323,20 @@ class _Parser:
 def _kind_of(data: Any) -> str:
     names = {dict: "a mapping", list: "a list", type(None): "nothing", str: f"the text {data!r}"}
     return names.get(type(data), repr(data))
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _belongs(key: str, known: Iterable[str]) -> str:
+    """The end of a message about a key of a policy that stands one level too high or too low."""
+    if "epochs" in known and key in _COMPONENT_KEYS:
+        return f"; it belongs one level deeper, below {' or '.join(map(repr, _KINDS))}"
+    if "instance_name" in known and key in (*_WINDOW_KEYS, "epochs"):
+        return "; it belongs one level up, beside the policy's kind"
+    return ""
 
 
 def _meant(word: str, keys: Iterable[str]) -> str:

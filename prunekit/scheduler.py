@@ -25,7 +25,7 @@ from prunekit.progress import Progress
 from prunekit.registry import Registry
 from prunekit.schedule import Schedule, parse
 from prunekit.source import Source
-from prunekit.state import check_fit, fingerprint, fitting_masks, stateful
+from prunekit.state import check_fit, fingerprint, fitting_masks, renamed, stateful
 from prunekit.trace import Trace
 
 Batch = TypeVar("Batch")
@@ -118,6 +118,8 @@ class CompressionScheduler:
         for warning in schedule.warnings():
             self.trace.warning("schedule", problem=str(warning))
         self._policies, self._components, self._plugins = built.policies, built.components, built.plugins
+        for policy in self._policies:
+            policy.warn = self.trace.warning
         self._masks = Masks(Parameters.of(model).by_name)
         self._bus = EventBus(self.trace, lambda: self.progress, listeners)
         self._ledger = Ledger(self._masks, self._bus, self.trace)
@@ -306,6 +308,7 @@ class CompressionScheduler:
             "plugins": dict(self._plugins),
             "next_epoch": self._next_epoch,
             "progress": tuple(self.progress),
+            "parameters": list(Parameters.of(self.model).by_name),
             "masks": self._masks.state_dict(),
             "components": {key: c.state_dict() for key, c in stateful(self._components).items()},
             "policies": {str(policy.index): policy.state_dict() for policy in self._policies},
@@ -322,16 +325,19 @@ class CompressionScheduler:
         Raises:
             StateError: the state belongs to another schedule or another model; nothing was changed.
         """
-        check_fit(state, self.schedule, self._components, len(learning_rates(self.optimizer)))
-        self._masks.load_state_dict(fitting_masks(state, Parameters.of(self.model).by_name))
+        check_fit(state, self.schedule, self._components, self.optimizer)
+        parameters = Parameters.of(self.model).by_name
+        masks = fitting_masks(state, parameters)
+        components = renamed(state["components"], state["parameters"], parameters)
+        self._masks.load_state_dict(masks)
         for plugin, version in state["plugins"].items():
             if self._plugins.get(plugin) != version:
                 self.trace.warning("plugin changed", plugin=plugin, saved=version, now=self._plugins.get(plugin))
-        for key, saved in state["components"].items():
+        for key, saved in components.items():
             self._components[key].load_state_dict(saved)
         for policy in self._policies:
             policy.load_state_dict(state["policies"][str(policy.index)], self._masks)
-        if self.optimizer is not None:
+        if self.optimizer is not None and state["learning_rates"]:
             set_groups(self.optimizer, [{"lr": rate} for rate in state["learning_rates"]])
         self._ledger.load_state_dict(state["ledger"])
         self._epoch, self._minibatch, self._minibatches = state["progress"]

@@ -16,11 +16,14 @@ def prune_lowest(scores: Tensor, sparsity: float) -> Tensor:
     """The mask that prunes exactly floor(sparsity * n) of n scores: the lowest, of equal ones those that come first.
 
     Args:
-        scores: any shape, any floating type, no NaN.
+        scores: any shape, any floating type.
         sparsity: the fraction to prune, 0 to 1.
 
     Returns:
         A boolean tensor shaped like `scores`; True keeps.
+
+    Raises:
+        ValueError: a score is NaN (seen on the CPU only: elsewhere looking would mean waiting for the device).
 
     >>> prune_lowest(torch.tensor([3.0, 1.0, 1.0, 2.0]), 0.25)
     tensor([ True, False,  True,  True])
@@ -39,7 +42,7 @@ def prune_count(scores: Tensor, count: int) -> Tensor:
 
 def _on_cpu(scores: Tensor, count: int) -> Tensor:
     values = (scores if scores.dtype in _NUMPY else scores.float()).contiguous().numpy().reshape(-1)
-    threshold = _smallest(values, count - 1)
+    threshold = _smallest(values, count)
     keep = values > threshold
     surplus = (values.size - count) - np.count_nonzero(keep)
     if surplus:
@@ -48,11 +51,30 @@ def _on_cpu(scores: Tensor, count: int) -> Tensor:
     return torch.from_numpy(keep).reshape(scores.shape)
 
 
-def _smallest(values: Any, index: int) -> Any:
-    # Floats that aren't negative sort like their bits, and partition is faster on integers.
-    as_bits = values.min() >= 0
-    ordered = values.view(f"i{values.itemsize}") if as_bits else values
-    return np.partition(ordered, index)[index : index + 1].view(values.dtype)[0]
+def _smallest(values: Any, count: int) -> Any:
+    """The `count`-th smallest value."""
+    lowest = values.min()
+    if np.isnan(lowest):
+        raise ValueError("scores hold NaN: nothing can be ranked by them")
+    if lowest < 0:
+        return np.partition(values, count - 1)[count - 1]
+    # Floats that aren't negative sort like their bits, and numpy partitions integers faster.
+    bits = values.view(f"i{values.itemsize}")
+    zeros = values.size - np.count_nonzero(bits)
+    if count <= zeros:
+        return values.dtype.type(0)
+    keys = _apart(bits) if zeros else bits.copy()
+    keys.partition(count - 1)
+    return np.maximum(keys[count - 1 : count], 0).view(values.dtype)[0]
+
+
+def _apart(bits: Any) -> Any:
+    """The same numbers, each zero replaced by a negative one of its own: partition is 50 times slower on many ties."""
+    keys = bits - 1
+    keys >>= 8 * bits.itemsize - 1
+    keys &= np.arange(-bits.size, 0, dtype=bits.dtype)
+    keys |= bits
+    return keys
 
 
 def _on_device(scores: Tensor, count: int) -> Tensor:

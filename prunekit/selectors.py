@@ -39,12 +39,12 @@ def select(selectors: Iterable[str], names: Sequence[str], aliases: Mapping[str,
     for selector in sorted(dict.fromkeys(selectors), key=_rank):
         try:
             found = _matches(selector, names, aliases or {})
-        except re.error as error:
+        except (re.error, OverflowError, RecursionError) as error:
             selection.wrong.append((selector, f"{selector!r} is no regular expression: {error}"))
             continue
         free = [name for name in found if name not in owners]
         if not free and selector != EVERYTHING:
-            selection.wrong.append((selector, _nothing(selector, found, owners, names)))
+            selection.wrong.append((selector, _nothing(selector, found, owners, [*names, *(aliases or {})])))
         elif _is_name(selector) and len(found) > 1:
             both = " and ".join(map(repr, found))
             selection.wrong.append((selector, f"{selector!r} may be {both}; give the name in full"))
@@ -75,12 +75,15 @@ def _matches(selector: str, names: Sequence[str], aliases: Mapping[str, str]) ->
         return [selector]
     if selector in aliases:
         return [aliases[selector]]
+    own = {**dict(zip(names, names, strict=True)), **aliases}
     if selector.startswith("re:"):
         pattern = re.compile(selector[3:])
-        return [name for name in names if pattern.fullmatch(name) or pattern.fullmatch(without_module(name))]
+        found = [own[name] for name in own if pattern.fullmatch(name) or pattern.fullmatch(without_module(name))]
+        return list(dict.fromkeys(found))
     bare = without_module(selector)
-    same = [name for name in names if without_module(name) == bare]
-    return same or [name for name in names if fnmatchcase(name, selector) or fnmatchcase(without_module(name), bare)]
+    same = [own[name] for name in own if without_module(name) == bare]
+    like = [own[name] for name in own if fnmatchcase(name, selector) or fnmatchcase(without_module(name), bare)]
+    return list(dict.fromkeys(same or like))
 
 
 def _nothing(selector: str, found: Sequence[str], owners: Mapping[str, str], names: Sequence[str]) -> str:

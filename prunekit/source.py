@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,15 +28,18 @@ _CORE = [
     ("float", _FLOAT, "-+.0123456789"),
     ("merge", r"<<", "<"),
 ]
+_PATTERNS = {name: re.compile(rf"(?:{pattern})\Z") for name, pattern, _ in _CORE}
 _MOST_NODES = 100_000
+_MOST_DIGITS = 300
+_DEEPEST = 100
 
 
 class _CoreResolver(yaml.resolver.BaseResolver):
     """YAML 1.2's core schema, and merge keys."""
 
 
-for _name, _pattern, _first in _CORE:
-    _CoreResolver.add_implicit_resolver(_TAG + _name, re.compile(rf"^(?:{_pattern})$"), [*_first, ""])
+for _name, _, _first in _CORE:
+    _CoreResolver.add_implicit_resolver(_TAG + _name, _PATTERNS[_name], [*_first, ""])
 
 
 class _Loader(yaml.reader.Reader, yaml.scanner.Scanner, yaml.parser.Parser, yaml.composer.Composer, _CoreResolver):
@@ -67,6 +70,8 @@ class Source:
     data: Any = None
     problems: list[Problem] = field(default_factory=list)
     _root: yaml.Node | None = None
+    _start: Position | None = None
+    _children: dict[int, dict[str, tuple[yaml.Node, yaml.Node]]] = field(default_factory=dict)
 
     @classmethod
     def from_file(cls, path: str | Path) -> Source:
@@ -79,14 +84,13 @@ class Source:
         try:
             return cls.from_text(data.decode("utf-8-sig"), str(path))
         except UnicodeDecodeError as error:
-            before = data[: error.start]
-            place = Position(str(path), before.count(b"\n") + 1, error.start - before.rfind(b"\n"))
-            return cls(str(path), problems=[Problem(place, "", f"not UTF-8: {error.reason}")])
+            before = data[: error.start].decode("utf-8", "replace")
+            return cls(str(path), problems=[Problem(_end(str(path), before), "", f"not UTF-8: {error.reason}")])
 
     @classmethod
     def from_text(cls, text: str, name: str = "<yaml>") -> Source:
         """Read YAML; `name` stands for the file in positions."""
-        source = cls(name)
+        source = cls(name, _start=Position(name, 1, 1))
         try:
             source._root = _Loader(text).get_single_node()
             if source._root is not None:
@@ -94,11 +98,10 @@ class Source:
         except yaml.MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             what = ": ".join(part for part in (error.context, error.problem) if part)
-            source._refuse(_position(name, mark), (), f"not YAML: {what}")
+            hint = "; indent and separate with spaces" if "'\\t'" in what else ""
+            source._refuse(_position(name, mark), (), f"not YAML: {what}{hint}")
         except yaml.reader.ReaderError as error:
-            before = text[: error.position]
-            position = Position(name, before.count("\n") + 1, error.position - before.rfind("\n"))
-            source._refuse(position, (), f"not YAML: {error.reason}")
+            source._refuse(_end(name, text[: error.position]), (), f"not YAML: {error.reason}")
         except RecursionError:
             source._refuse(Position(name, 1, 1), (), "nested too deeply")
         except (ValueError, OverflowError) as error:
@@ -111,6 +114,8 @@ class Source:
         source = cls(name)
         try:
             source.data = plain(data)
+            if _height(source.data) > _DEEPEST:
+                source._refuse(Position(name), (), f"nested more than {_DEEPEST} deep")
         except RecursionError:
             source._refuse(Position(name), (), "nested too deeply, or within itself")
         return source
@@ -119,16 +124,23 @@ class Source:
         """Where the value at `path` stands (or its key); of a path that ends in nothing, its last part that exists."""
         node, found = self._root, self._root
         for index, part in enumerate(path):
-            step = _child(node, part)
+            step = self._child(node, part)
             if step is None:
                 break
             key_node, node = step
             found = key_node if key and index == len(path) - 1 else node
-        return Position(self.name) if found is None else _position(self.name, found.start_mark)
+        if found is None:
+            return self._start or Position(self.name)
+        return _position(self.name, found.start_mark)
 
     def problem(self, path: Sequence[str | int], message: str, *, key: bool = False) -> Problem:
         """Something wrong at `path`."""
         return Problem(self.locate(path, key=key), dotted(path), message)
+
+    def _child(self, node: Any, part: str | int) -> tuple[yaml.Node, yaml.Node] | None:
+        if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and 0 <= part < len(node.value):
+            return node.value[part], node.value[part]
+        return self._children.get(id(node), {}).get(str(part))
 
     def _refuse(self, position: Position, path: Path_, message: str) -> None:
         self.data = None
@@ -136,19 +148,24 @@ class Source:
 
 
 class _Reader:
-    """Nodes -> data, once for each node however many aliases it has."""
+    """Nodes -> data, and where each key's node is. A node is read once, however many aliases it has."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
         self.done: dict[int, Any] = {}
         self.sizes: dict[int, int] = {}
+        self.heights: dict[int, int] = {}
         self.open: set[int] = set()
 
     def read(self) -> None:
         root: Any = self.source._root
-        self.source.data = self.value(root, ())
+        data = self.value(root, ())
         if self.sizes.get(id(root), 1) > _MOST_NODES:
             self.source._refuse(_position(self.source.name, root.start_mark), (), f"more than {_MOST_NODES} nodes")
+        elif self.heights.get(id(root), 0) > _DEEPEST:
+            self.source._refuse(_position(self.source.name, root.start_mark), (), f"nested more than {_DEEPEST} deep")
+        else:
+            self.source.data = plain(data)  # a copy for each alias: nothing is shared
 
     def value(self, node: Any, path: Path_) -> Any:
         if id(node) in self.open:
@@ -163,8 +180,8 @@ class _Reader:
     def new_value(self, node: Any, path: Path_) -> Any:
         if isinstance(node, yaml.ScalarNode):
             return self.scalar(node, path)
-        if node.tag not in (_TAG + "map", _TAG + "seq"):
-            self.say(node, path, f"the tag {node.tag!r} is not accepted: schedules are plain data")
+        if node.tag != _TAG + ("seq" if isinstance(node, yaml.SequenceNode) else "map"):
+            self.refuse_tag(node, path)
         if isinstance(node, yaml.SequenceNode):
             items = [self.value(child, (*path, index)) for index, child in enumerate(node.value)]
             self.count(node, node.value)
@@ -174,19 +191,23 @@ class _Reader:
     def mapping(self, node: Any, path: Path_) -> dict[str, Any]:
         data: dict[str, Any] = {}
         merged: dict[str, Any] = {}
-        lines: dict[str, int] = {}
+        own: dict[str, tuple[yaml.Node, yaml.Node]] = {}
+        inherited: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         for key, child in node.value:
             if not isinstance(key, yaml.ScalarNode):
                 self.say(key, path, "a key must be a plain word, not a list or a mapping")
             elif key.tag == _TAG + "merge":
                 merged = {**self.merged(child, path), **merged}
+                inherited = {**self.inherited(child), **inherited}
             elif key.value in data:
-                place = (*path, key.value)
-                self.say(key, place, f"the key {key.value!r} stands twice; the first is on line {lines[key.value]}")
+                first = own[key.value][0].start_mark.line + 1
+                self.say(key, (*path, key.value), f"the key {key.value!r} stands twice; the first is on line {first}")
             else:
-                lines[key.value] = key.start_mark.line + 1
+                self.key(key, (*path, key.value))
+                own[key.value] = key, child
                 data[key.value] = self.value(child, (*path, key.value))
         self.count(node, [child for _, child in node.value])
+        self.source._children[id(node)] = {**inherited, **own}
         return {**merged, **data}
 
     def merged(self, node: Any, path: Path_) -> dict[str, Any]:
@@ -197,19 +218,36 @@ class _Reader:
             return {}
         return {key: item for part in reversed(parts) for key, item in part.items()}
 
+    def inherited(self, node: Any) -> dict[str, tuple[yaml.Node, yaml.Node]]:
+        parts = node.value if isinstance(node, yaml.SequenceNode) else [node]
+        return {key: step for part in reversed(parts) for key, step in self.source._children.get(id(part), {}).items()}
+
+    def key(self, node: Any, path: Path_) -> None:
+        if node.tag.removeprefix(_TAG) not in _SCALARS:
+            self.refuse_tag(node, path)
+        elif not _is_text(node.value):
+            self.say(node, path, f"{node.value!r} is no text: it has half a character in it")
+
     def scalar(self, node: Any, path: Path_) -> Any:
         text, kind = node.value, node.tag.removeprefix(_TAG)
         if kind not in _SCALARS:
-            self.say(node, path, f"the tag {node.tag!r} is not accepted: schedules are plain data")
-            return None
-        try:
+            self.refuse_tag(node, path)
+        elif not _is_text(text):
+            self.say(node, path, f"{text[:40]!r} is no text: it has half a character in it")
+        elif kind != "str" and not _PATTERNS[kind].match(text):
+            self.say(node, path, f"{text[:40]!r} is no {kind}")
+        elif kind == "int" and len(text) > _MOST_DIGITS:
+            self.say(node, path, f"an int of more than {_MOST_DIGITS} digits")
+        else:
             return _SCALARS[kind](text)
-        except ValueError as error:
-            self.say(node, path, f"{text[:40]!r} is no {kind}: {error}")
-            return None
+        return None
 
     def count(self, node: Any, children: Sequence[Any]) -> None:
         self.sizes[id(node)] = 1 + sum(self.sizes.get(id(child), 1) for child in children)
+        self.heights[id(node)] = 1 + max((self.heights.get(id(child), 0) for child in children), default=0)
+
+    def refuse_tag(self, node: Any, path: Path_) -> None:
+        self.say(node, path, f"the tag {node.tag!r} is not accepted: schedules are plain data")
 
     def say(self, node: Any, path: Path_, message: str) -> None:
         self.source.problems.append(Problem(_position(self.source.name, node.start_mark), dotted(path), message))
@@ -229,25 +267,22 @@ _SCALARS: dict[str, Callable[[str], Any]] = {
     "bool": lambda text: text.lower() == "true",
     "int": _int,
     "float": _float,
+    "merge": str,
 }
 
 
-def _child(node: Any, part: str | int) -> tuple[Any, Any] | None:
-    if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and 0 <= part < len(node.value):
-        return node.value[part], node.value[part]
-    if isinstance(node, yaml.MappingNode):
-        own = [(k, v) for k, v in node.value if isinstance(k, yaml.ScalarNode) and k.value == str(part)]
-        return own[0] if own else next(_in_merged(node, part), None)
-    return None
+def _is_text(text: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
-def _in_merged(node: Any, part: str | int) -> Iterator[tuple[Any, Any]]:
-    for key, value in node.value:
-        if getattr(key, "tag", "") == _TAG + "merge":
-            for merged in value.value if isinstance(value, yaml.SequenceNode) else [value]:
-                step = _child(merged, part) if isinstance(merged, yaml.MappingNode) else None
-                if step is not None:
-                    yield step
+def _height(data: Any) -> int:
+    if isinstance(data, dict | list):
+        return 1 + max(map(_height, data.values() if isinstance(data, dict) else data), default=0)
+    return 0
+
+
+def _end(name: str, before: str) -> Position:
+    return Position(name, before.count("\n") + 1, len(before) - before.rfind("\n"))
 
 
 def _position(name: str, mark: Any) -> Position:

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import unified_diff
 from typing import Any
 
 import yaml
 from torch.nn import Parameter
+from torch.optim import Optimizer
 
 from prunekit.components import Stateful
 from prunekit.errors import StateError
 from prunekit.schedule import Schedule
 from prunekit.selectors import without_module
 
-_KEYS = ("schedule", "plugins", "next_epoch", "progress", "masks", "components", "policies", "learning_rates", "ledger")
+_KEYS = (
+    *("schedule", "plugins", "next_epoch", "progress", "parameters", "masks"),
+    *("components", "policies", "learning_rates", "ledger"),
+)
 
 
 def fingerprint(schedule: Schedule) -> str:
@@ -30,8 +34,10 @@ def stateful(components: Mapping[str, Any]) -> dict[str, Stateful]:
     return {key: component for key, component in components.items() if isinstance(component, Stateful)}
 
 
-def check_fit(state: Mapping[str, Any], schedule: Schedule, components: Mapping[str, Any], groups: int) -> None:
-    """Compare a saved state with the schedule, the components and the optimizer's number of parameter groups.
+def check_fit(
+    state: Mapping[str, Any], schedule: Schedule, components: Mapping[str, Any], optimizer: Optimizer | None
+) -> None:
+    """Compare a saved state with the schedule, its components and the optimizer, if it is known yet.
 
     Raises:
         StateError: they differ; the message shows how.
@@ -46,8 +52,9 @@ def check_fit(state: Mapping[str, Any], schedule: Schedule, components: Mapping[
     if set(state["components"]) != set(stateful(components)):
         saved, now = sorted(state["components"]), sorted(stateful(components))
         raise StateError(f"the state holds what {saved} remembered; the components here are {now}")
-    if len(state["learning_rates"]) != groups:
-        raise StateError(f"saved with {len(state['learning_rates'])} parameter groups; the optimizer has {groups}")
+    groups, here = len(state["learning_rates"]), 0 if optimizer is None else len(optimizer.param_groups)
+    if groups and here and groups != here:
+        raise StateError(f"saved with {groups} parameter groups; the optimizer has {here}")
 
 
 def fitting_masks(state: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> dict[str, Any]:
@@ -66,3 +73,16 @@ def fitting_masks(state: Mapping[str, Any], parameters: Mapping[str, Parameter])
             shapes = f"{tuple(mask.shape)}, the parameter is {tuple(parameters[name].shape)}"
             raise StateError(f"the mask of {name!r} is {shapes}")
     return masks
+
+
+def renamed(state: Any, saved: Iterable[str], parameters: Mapping[str, Parameter]) -> Any:
+    """A component's state with the parameter names among its keys as this model has them."""
+    bare = {without_module(name): name for name in parameters}
+    names = {name: bare[without_module(name)] for name in saved if without_module(name) in bare}
+
+    def rename(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {names.get(key, key): rename(item) for key, item in value.items()}
+        return value
+
+    return rename(state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -76,15 +77,18 @@ def _json_lines(path: Path) -> Any:
 
 def _end_last_line(path: Path) -> None:
     """A run that was killed may have left half a line: the next line must not grow out of it."""
-    if path.exists() and (data := path.read_bytes()) and not data.endswith(b"\n"):
-        path.write_bytes(data + b"\n")
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read() != b"\n":
+                file.write(b"\n")
 
 
 def read(path: str | Path) -> Iterator[Mapping[str, Any]]:
     """The lines of a run's trace (its folder or its file), in order; a line cut short by a crash is left out."""
     file = Path(path)
     file = file / FILE_NAME if file.is_dir() else file
-    with file.open(encoding="utf-8") as lines:
+    with file.open(encoding="utf-8", errors="replace") as lines:
         for line in lines:
             try:
                 yield json.loads(line)

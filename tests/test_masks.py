@@ -275,6 +275,11 @@ def test_exactly_the_lowest_are_pruned_and_ties_by_index(
     assert torch.equal(mask, expected)
 
 
+def test_scores_that_hold_nan_are_refused() -> None:
+    with pytest.raises(ValueError, match="scores hold NaN"):
+        prune_lowest(torch.tensor([1.0, float("nan"), 2.0]), 0.5)
+
+
 @given(st.lists(st.sampled_from([-1.0, 0.0, 1.0, 2.0]), min_size=1, max_size=20), st.floats(0, 1))
 def test_the_path_for_accelerators_gives_the_same_masks(values: list[float], sparsity: float) -> None:
     from prunekit.selection import _on_device

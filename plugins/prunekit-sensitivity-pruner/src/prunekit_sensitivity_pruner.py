@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import structlog
 import torch
 from torch import Tensor
 from torch.nn import Parameter
@@ -61,8 +60,8 @@ class SensitivityPruner:
         if 0 < sigma < math.inf:
             self._sigmas[name] = sigma
         else:
-            what = {"parameter": name, "sigma": sigma, "elements": weight.numel(), "epoch": context.progress.epoch}
-            structlog.get_logger("prunekit").warning("no standard deviation to prune by, skipped", **what)
+            what = {"parameter": name, "sigma": sigma, "elements": weight.numel()}
+            context.warn("no standard deviation to prune by, skipped", **what)
 
 
 def standard_deviation(weight: Tensor) -> float:

@@ -221,6 +221,10 @@ def test_a_tensor_without_a_usable_standard_deviation_is_skipped_with_a_warning(
             "parameter": "fc2.weight",
             "sigma": pytest.approx(sigma, nan_ok=True),
             "elements": len(values),
+            "policy": "policies[0]",
+            "component": "SensitivityPruner 'p'",
+            "plugin": "prunekit-sensitivity-pruner",
+            "version": "0.1.0",
             "epoch": 0,
         }
     ]
