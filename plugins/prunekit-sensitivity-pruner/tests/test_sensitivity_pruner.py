@@ -222,7 +222,7 @@ def test_a_tensor_without_a_usable_standard_deviation_is_skipped_with_a_warning(
             "sigma": pytest.approx(sigma, nan_ok=True),
             "elements": len(values),
             "policy": "policies[0]",
-            "component": "SensitivityPruner 'p'",
+            "component": "SensitivityPruner 'sensitivity'",
             "plugin": "prunekit-sensitivity-pruner",
             "version": "0.1.0",
             "epoch": 0,

@@ -1,0 +1,384 @@
+"""prunekit-torch-lr: every scheduler of torch by name, doing what torch's own stepping does."""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.optim import SGD, Adam, Optimizer, lr_scheduler
+from torch.optim.lr_scheduler import ConstantLR, ExponentialLR, LinearLR, LRScheduler
+
+import prunekit_torch_lr
+from prunekit import (
+    ComponentSpec,
+    CompressionScheduler,
+    PolicySpec,
+    PrunekitError,
+    Schedule,
+    ScheduleError,
+    Trace,
+    Window,
+)
+from prunekit.trace import read
+
+EPOCHS = 8
+METRICS = [4.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0, 3.0]
+
+# name, keys, and for each key another value that must change the outcome
+KEYS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+    ("StepLR", {"step_size": 2, "gamma": 0.5}, {"step_size": 3, "gamma": 0.1}),
+    ("MultiStepLR", {"milestones": [2, 4], "gamma": 0.5}, {"milestones": [2, 5], "gamma": 0.1}),
+    ("ConstantLR", {"factor": 0.5, "total_iters": 3}, {"factor": 0.25, "total_iters": 4}),
+    (
+        "LinearLR",
+        {"start_factor": 0.25, "end_factor": 1.0, "total_iters": 4},
+        {"start_factor": 0.5, "end_factor": 0.75, "total_iters": 2},
+    ),
+    ("ExponentialLR", {"gamma": 0.5}, {"gamma": 0.25}),
+    ("CosineAnnealingLR", {"T_max": 4, "eta_min": 0.0}, {"T_max": 6, "eta_min": 0.1}),
+    (
+        "CosineAnnealingWarmRestarts",
+        {"T_0": 2, "T_mult": 1, "eta_min": 0.0},
+        {"T_0": 3, "T_mult": 2, "eta_min": 0.1},
+    ),
+    ("prunekit-torch-lr:PolynomialLR", {"total_iters": 4, "power": 2.0}, {"total_iters": 6, "power": 1.0}),
+    (
+        "CyclicLR",
+        {"base_lr": 0.1, "max_lr": 0.5, "step_size_up": 2, "step_size_down": 2, "mode": "triangular"},
+        {"base_lr": 0.2, "max_lr": 0.6, "step_size_up": 3, "step_size_down": 1, "mode": "triangular2"},
+    ),
+    ("CyclicLR", {"base_lr": 0.1, "max_lr": 0.5, "mode": "exp_range", "gamma": 0.9, "step_size_up": 2}, {"gamma": 0.8}),
+    (
+        "CyclicLR",
+        {
+            "base_lr": 0.1,
+            "max_lr": 0.5,
+            "step_size_up": 2,
+            "cycle_momentum": True,
+            "base_momentum": 0.7,
+            "max_momentum": 0.9,
+        },
+        {"cycle_momentum": False, "base_momentum": 0.6, "max_momentum": 0.8},
+    ),
+    (
+        "OneCycleLR",
+        {"max_lr": 0.5, "total_steps": 9, "pct_start": 0.5, "anneal_strategy": "cos", "div_factor": 25.0},
+        {"max_lr": 0.6, "total_steps": 10, "pct_start": 0.25, "anneal_strategy": "linear", "div_factor": 10.0},
+    ),
+    (
+        "OneCycleLR",
+        {"max_lr": 0.5, "epochs": 9, "steps_per_epoch": 1, "final_div_factor": 1e4, "three_phase": False},
+        {"epochs": 10, "steps_per_epoch": 2, "final_div_factor": 10.0, "three_phase": True},
+    ),
+    (
+        "OneCycleLR",
+        {"max_lr": 0.5, "total_steps": 9, "cycle_momentum": True, "base_momentum": 0.85, "max_momentum": 0.95},
+        {"cycle_momentum": False, "base_momentum": 0.8, "max_momentum": 0.9},
+    ),
+    (
+        "ReduceLROnPlateau",
+        {"mode": "min", "factor": 0.5, "patience": 1, "cooldown": 0, "min_lr": 0.0, "eps": 1e-8},
+        {"mode": "max", "factor": 0.25, "patience": 2, "cooldown": 2, "min_lr": 0.3, "eps": 1.0},
+    ),
+    # A fall from 4 to 3 is one of 25 % and of 1.
+    ("ReduceLROnPlateau", {"threshold": 0.26, "threshold_mode": "rel", "patience": 1}, {"threshold": 0.1}),
+    ("ReduceLROnPlateau", {"threshold": 0.5, "threshold_mode": "abs", "patience": 0}, {"threshold_mode": "rel"}),
+]
+FROM_PYTHON = {"LambdaLR", "MultiplicativeLR", "SequentialLR", "ChainedScheduler"}
+
+
+def optimizer_of(lr: float = 0.4) -> SGD:
+    return SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr, momentum=0.9)
+
+
+def schedule(name: str, keys: Mapping[str, Any], **window: Any) -> dict[str, Any]:
+    policy = {"lr_scheduler": {"instance_name": "lr"}, **(window or {"starting_epoch": 0, "ending_epoch": EPOCHS})}
+    return {"version": 1, "lr_schedulers": {"lr": {"class": name, **keys}}, "policies": [policy]}
+
+
+def attach(
+    data: Mapping[str, Any] | Schedule, optimizer: Optimizer, trace: Trace | None = None
+) -> CompressionScheduler:
+    net, trace = torch.nn.Linear(1, 1), trace or Trace(logger=None)
+    if isinstance(data, Schedule):
+        return CompressionScheduler(data, net, optimizer, trace=trace)
+    return CompressionScheduler.from_dict(data, net, optimizer, trace=trace)
+
+
+def values(optimizer: Optimizer) -> tuple[float, float]:
+    group = optimizer.param_groups[0]
+    return group["lr"], group["momentum"] if "momentum" in group else group["betas"][0]
+
+
+def drive(
+    scheduler: CompressionScheduler, optimizer: Optimizer, epochs: Sequence[int], metrics: Sequence[float] = METRICS
+) -> list[tuple[float, float]]:
+    """LR and momentum during each epoch."""
+    seen = []
+    for epoch in epochs:
+        scheduler.on_epoch_begin(epoch)
+        seen.append(values(optimizer))
+        scheduler.on_epoch_end(epoch, {"min": metrics[epoch], "max": metrics[epoch]})
+    return seen
+
+
+def outcome(name: str, keys: Mapping[str, Any], **window: Any) -> list[tuple[float, float]]:
+    optimizer = optimizer_of()
+    return drive(attach(schedule(name, keys, **window), optimizer), optimizer, range(EPOCHS))
+
+
+def torchs_own(cls: type, keys: Mapping[str, Any], epochs: int = EPOCHS) -> list[tuple[float, float]]:
+    """LR and momentum during each epoch of a loop that calls torch's scheduler itself."""
+    optimizer, seen = optimizer_of(), []
+    scheduler = cls(optimizer, **keys)
+    for epoch in range(epochs):
+        seen.append(values(optimizer))
+        optimizer.step()
+        scheduler.step(*([METRICS[epoch]] if cls is lr_scheduler.ReduceLROnPlateau else []))
+    return seen
+
+
+def torch_class(name: str) -> type:
+    cls: type = getattr(lr_scheduler, name.rpartition(":")[2])
+    return cls
+
+
+def python_schedule(name: str, **keys: Any) -> Schedule:
+    return Schedule(
+        [ComponentSpec("lr_scheduler", "lr", name, keys)], [PolicySpec("lr_scheduler", "lr", Window(0, EPOCHS))]
+    )
+
+
+def rates(schedule: Schedule) -> list[float]:
+    optimizer = optimizer_of(lr=1.0)
+    return [lr for lr, _ in drive(attach(schedule, optimizer), optimizer, range(EPOCHS))]
+
+
+@pytest.mark.parametrize(("name", "keys", "others"), KEYS)
+def test_a_schedulers_values_are_those_of_torchs_own_stepping(name: str, keys: Any, others: Any) -> None:
+    assert outcome(name, keys) == torchs_own(torch_class(name), keys)
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "key", "other"),
+    [(name, keys, key, other) for name, keys, others in KEYS for key, other in others.items()],
+)
+def test_every_key_changes_the_outcome(name: str, keys: Any, key: str, other: Any) -> None:
+    changed = {**keys, key: other}
+    assert outcome(name, changed) == torchs_own(torch_class(name), changed)
+    assert outcome(name, changed) != outcome(name, keys)
+
+
+def test_every_scheduler_of_the_installed_torch_is_listed_and_tested() -> None:
+    public = {name for name in lr_scheduler.__all__ if name != "LRScheduler"}
+    assert set(prunekit_torch_lr.list_components("lr_scheduler")) == public
+    assert {name.rpartition(":")[2] for name, _, _ in KEYS} | FROM_PYTHON == public
+
+
+def test_a_scheduler_of_a_later_torch_is_there_as_soon_as_torch_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    class HalvingLR(LRScheduler):
+        def __init__(self, optimizer: Optimizer, every: int, last_epoch: int = -1) -> None:
+            self.every = every
+            super().__init__(optimizer, last_epoch)
+
+        def get_lr(self) -> list[Any]:
+            return [base / 2 ** (self.last_epoch // self.every) for base in self.base_lrs]
+
+    monkeypatch.setattr(lr_scheduler, "HalvingLR", HalvingLR, raising=False)
+    assert [lr for lr, _ in outcome("HalvingLR", {"every": 3})] == [0.4, 0.4, 0.4, 0.2, 0.2, 0.2, 0.1, 0.1]
+    assert "HalvingLR" in prunekit_torch_lr.list_components("lr_scheduler")
+
+
+def test_base_classes_private_names_and_other_kinds_are_not_offered() -> None:
+    names = ["LRScheduler", "_LRScheduler", "Optimizer", "Tensor", "nothing"]
+    assert [prunekit_torch_lr.find_component("lr_scheduler", name) for name in names] == [None] * 5
+    assert prunekit_torch_lr.find_component("pruner", "StepLR") is None
+    assert prunekit_torch_lr.list_components("pruner") == []
+
+
+def test_a_late_policy_takes_the_lr_of_the_absolute_epoch_and_leaves_the_last_one() -> None:
+    late = outcome("ExponentialLR", {"gamma": 0.5}, starting_epoch=2, ending_epoch=5)
+    assert [lr for lr, _ in late] == pytest.approx([0.4, 0.4, 0.4, 0.05, 0.025, 0.0125, 0.0125, 0.0125])
+
+
+def test_with_a_frequency_the_lr_is_a_staircase() -> None:
+    stairs = outcome("ExponentialLR", {"gamma": 0.5}, starting_epoch=0, ending_epoch=5, frequency=2)
+    assert [lr for lr, _ in stairs] == pytest.approx([0.4, 0.2, 0.2, 0.05, 0.05, 0.0125, 0.0125, 0.0125])
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.floats(0.1, 1.0), st.integers(1, 3), st.integers(0, 5), st.integers(1, 3), st.integers(1, 3))
+def test_the_lr_is_torchs_of_the_epoch_after_the_last_active_one(
+    gamma: float, step: int, start: int, frequency: int, length: int
+) -> None:
+    keys, end = {"step_size": step, "gamma": gamma}, min(start + length * frequency, EPOCHS)
+    own = [lr for lr, _ in torchs_own(lr_scheduler.StepLR, keys, EPOCHS + 1)]
+    last_active = [max((a for a in range(start, end, frequency) if a < epoch), default=-1) for epoch in range(EPOCHS)]
+    window = {"starting_epoch": start, "ending_epoch": end, "frequency": frequency}
+    assert [lr for lr, _ in outcome("StepLR", keys, **window)] == [own[active + 1] for active in last_active]
+
+
+@pytest.mark.parametrize(("name", "keys", "others"), KEYS)
+def test_a_resumed_run_equals_the_straight_one(name: str, keys: Any, others: Any, tmp_path: Path) -> None:
+    straight, first = outcome(name, keys), 3
+    optimizer = optimizer_of()
+    scheduler = attach(schedule(name, keys), optimizer)
+    before = drive(scheduler, optimizer, range(first))
+    torch.save((scheduler.state_dict(), optimizer.state_dict()), tmp_path / "state.pt")
+
+    optimizer = optimizer_of(lr=99.0)
+    saved, saved_optimizer = torch.load(tmp_path / "state.pt", weights_only=True)
+    optimizer.load_state_dict(saved_optimizer)
+    scheduler = attach(schedule(name, keys), optimizer)
+    scheduler.load_state_dict(saved)
+    assert before + drive(scheduler, optimizer, range(first, EPOCHS)) == straight
+
+
+def test_each_group_of_the_optimizer_has_its_own_base() -> None:
+    parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
+    optimizer = SGD([{"params": parameters[:1], "lr": 1.0}, {"params": parameters[1:], "lr": 8.0}], lr=0.1)
+    scheduler, seen = attach(schedule("ExponentialLR", {"gamma": 0.5}), optimizer), []
+    for _ in scheduler.epochs(3):
+        seen.append([group["lr"] for group in optimizer.param_groups])
+    assert seen == [[1, 8], [0.5, 4], [0.25, 2]]
+
+
+ONE_CYCLE = {
+    "max_lr": 0.4,
+    "total_steps": 5,
+    "pct_start": 0.4,
+    "anneal_strategy": "linear",
+    "base_momentum": 0.8,
+    "max_momentum": 0.95,
+    "div_factor": 4.0,
+    "final_div_factor": 10.0,
+}
+
+
+def test_one_cycle_moves_the_momentum_against_the_lr() -> None:
+    optimizer = optimizer_of()
+    seen = drive(attach(schedule("OneCycleLR", ONE_CYCLE), optimizer), optimizer, range(5))
+    assert [lr for lr, _ in seen] == pytest.approx([0.1, 0.4, 0.27, 0.14, 0.01])
+    assert [momentum for _, momentum in seen] == pytest.approx([0.95, 0.8, 0.85, 0.9, 0.95])
+
+
+def test_one_cycle_moves_the_first_beta_of_adam() -> None:
+    optimizer = Adam([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    seen = drive(attach(schedule("OneCycleLR", ONE_CYCLE), optimizer), optimizer, range(5))
+    assert [beta for _, beta in seen] == pytest.approx([0.95, 0.8, 0.85, 0.9, 0.95])
+    assert optimizer.param_groups[0]["betas"][1] == 0.999
+
+
+def test_on_a_plateau_the_lr_falls_once_patience_is_over() -> None:
+    seen = outcome("ReduceLROnPlateau", {"factor": 0.5, "patience": 1})
+    assert [lr for lr, _ in seen] == [0.4, 0.4, 0.4, 0.4, 0.2, 0.2, 0.1, 0.1]
+
+
+@pytest.mark.parametrize(
+    ("mode", "metrics", "message"),
+    [
+        ("min", None, r"ReduceLROnPlateau needs on_epoch_end\(metrics=\{'min': …\}\), got none"),
+        ("max", {"min": 1.0}, r"ReduceLROnPlateau needs on_epoch_end\(metrics=\{'max': …\}\), got only 'min'"),
+    ],
+)
+def test_a_plateau_without_its_metric_is_an_error_that_says_so(mode: str, metrics: Any, message: str) -> None:
+    scheduler = attach(schedule("ReduceLROnPlateau", {"mode": mode}), optimizer_of())
+    scheduler.on_epoch_begin(0)
+    with pytest.raises(PrunekitError, match=message):
+        scheduler.on_epoch_end(0, metrics)
+
+
+def test_functions_and_schedulers_come_from_schedules_written_in_python() -> None:
+    warm_up = partial(LinearLR, start_factor=0.25, total_iters=3)
+    halve = partial(ExponentialLR, gamma=0.5)
+    assert [
+        rates(python_schedule("LambdaLR", lr_lambda=lambda epoch: 1 / (1 + epoch))),
+        rates(python_schedule("LambdaLR", lr_lambda=[lambda epoch: 1.0 * epoch])),
+        rates(python_schedule("MultiplicativeLR", lr_lambda=lambda epoch: 0.5)),
+        rates(python_schedule("SequentialLR", schedulers=[warm_up, halve], milestones=[3])),
+        rates(python_schedule("SequentialLR", schedulers=[warm_up, halve], milestones=[1])),
+        rates(python_schedule("ChainedScheduler", schedulers=[partial(ConstantLR, factor=0.5, total_iters=2), halve])),
+    ] == [
+        [1, 1 / 2, 1 / 3, 1 / 4, 1 / 5, 1 / 6, 1 / 7, 1 / 8],
+        [0, 1, 2, 3, 4, 5, 6, 7],
+        [1 / 2**epoch for epoch in range(8)],
+        [0.25, 0.5, 0.75, 1, 1 / 2, 1 / 4, 1 / 8, 1 / 16],
+        [0.25, 1, 1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64],
+        [0.5, 0.25, 0.25, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128],
+    ]
+
+
+def test_a_sequence_of_schedulers_resumes() -> None:
+    make = partial(
+        python_schedule,
+        "SequentialLR",
+        schedulers=[partial(LinearLR, start_factor=0.25, total_iters=3), partial(ExponentialLR, gamma=0.5)],
+        milestones=[3],
+    )
+    optimizer = optimizer_of(lr=1.0)
+    scheduler = attach(make(), optimizer)
+    before = drive(scheduler, optimizer, range(5))
+    resumed_optimizer = optimizer_of(lr=1.0)
+    resumed = attach(make(), resumed_optimizer)
+    resumed.load_state_dict(scheduler.state_dict())
+    after = drive(resumed, resumed_optimizer, range(5, EPOCHS))
+    assert [lr for lr, _ in before + after] == rates(make())
+
+
+def problems(keys: Mapping[str, Any] | str, tmp_path: Path) -> list[str]:
+    path = tmp_path / "s.yaml"
+    path.write_text(
+        f"version: 1\nlr_schedulers:\n  lr: {keys}\n"
+        "policies:\n  - lr_scheduler: {instance_name: lr}\n    starting_epoch: 0\n    ending_epoch: 5\n"
+    )
+    with pytest.raises(ScheduleError) as caught:
+        CompressionScheduler.from_yaml(path, torch.nn.Linear(1, 1), optimizer_of(), trace=Trace(logger=None))
+    return [f"{p.position.line}:{p.position.column} {p.path}: {p.message}" for p in caught.value.problems]
+
+
+def test_what_yaml_can_not_say_is_refused_at_load_with_its_position(tmp_path: Path) -> None:
+    functions = "must be Python functions, which YAML can't hold: write the schedule in Python"
+    assert [
+        *problems("{class: LambdaLR, lr_lambda: 'lambda epoch: 0.9'}", tmp_path),
+        *problems("{class: MultiplicativeLR, lr_lambda: 0.9}", tmp_path),
+        *problems("{class: SequentialLR, schedulers: [{class: StepLR}], milestones: [3]}", tmp_path),
+        *problems("{class: ChainedScheduler, schedulers: [StepLR]}", tmp_path),
+    ] == [
+        f"3:36 lr_schedulers.lr.lr_lambda: {functions}, got 'lambda epoch: 0.9'",
+        f"3:44 lr_schedulers.lr.lr_lambda: {functions}, got 0.9",
+        f"3:41 lr_schedulers.lr.schedulers: {functions}, got [{{'class': 'StepLR'}}]",
+        f"3:45 lr_schedulers.lr.schedulers: {functions}, got ['StepLR']",
+    ]
+
+
+def test_what_does_not_fit_is_refused_at_load_with_its_position(tmp_path: Path) -> None:
+    (misspelt,) = problems("{class: StepLr, step_size: 3}", tmp_path)
+    assert misspelt.startswith(
+        "3:15 lr_schedulers.lr.class: no lr_scheduler is registered as 'StepLr'; did you mean 'StepLR'?"
+    )
+    assert [
+        *problems("{class: StepLR, gamma: high}", tmp_path),
+        *problems("{class: StepLR, step_size: 3, gama: 0.1}", tmp_path),
+        *problems("{class: ReduceLROnPlateau, factor: 2.0}", tmp_path),
+    ] == [
+        "3:7 lr_schedulers.lr: StepLR needs 'step_size' (int)",
+        "3:30 lr_schedulers.lr.gamma: must be a valid number, got 'high'",
+        "3:37 lr_schedulers.lr.gama: StepLR has no argument 'gama'; did you mean 'gamma'?",
+        "3:15 lr_schedulers.lr.class: ReduceLROnPlateau refuses its arguments: ValueError: Factor should be < 1.0.",
+    ]
+
+
+def test_the_trace_names_torch_lr_as_the_one_who_changed_the_rate(tmp_path: Path) -> None:
+    optimizer = optimizer_of(lr=1.0)
+    scheduler = attach(schedule("ExponentialLR", {"gamma": 0.5}), optimizer, Trace(tmp_path, logger=None))
+    for _ in scheduler.epochs(2):
+        pass
+    lines = [line for line in read(tmp_path) if line["event"] == "learning rate changed"]
+    assert [[line[key] for key in ("component", "plugin", "epoch", "before", "after")] for line in lines] == [
+        ["ExponentialLR 'lr'", "prunekit-torch-lr", 0, [1.0], [0.5]],
+        ["ExponentialLR 'lr'", "prunekit-torch-lr", 1, [0.5], [0.25]],
+    ]

@@ -1,0 +1,112 @@
+"""`--app MODULE:FUNCTION` -> an Application, and what is there where the name is wrong."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import sys
+import traceback
+from collections.abc import Callable, Iterable
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from prunekit.cli.console import complain, misuse
+from prunekit.errors import did_you_mean
+
+if TYPE_CHECKING:
+    from prunekit.training import Application
+
+
+def load_application(spec: str, seed: int) -> Application:
+    """Import the module (the current directory is importable), call the function, with `seed=` if it takes it.
+
+    Raises:
+        SystemExit: there is no such module or function, or it gives no Application; what is there has been said.
+    """
+    from prunekit.training import Application, seed_everything
+
+    function = _function(spec)
+    arguments = {"seed": seed} if "seed" in inspect.signature(function).parameters else {}
+    try:
+        inspect.signature(function).bind(**arguments)
+    except TypeError as error:
+        raise misuse(f"--app: {spec!r} can't be called with {_call(arguments)}: {error}") from None
+    seed_everything(seed)
+    try:
+        application = function(**arguments)
+    except Exception as error:
+        complain(traceback.format_exc())
+        raise misuse(f"--app: {spec!r} failed: {type(error).__name__}: {error}") from error
+    if not isinstance(application, Application):
+        raise misuse(f"--app: {spec!r} must return prunekit.Application, got {_short(application)}")
+    return application
+
+
+def _function(spec: str) -> Callable[..., Any]:
+    name, colon, attribute = spec.partition(":")
+    if not (name and colon and attribute):
+        raise misuse(f"--app: expected MODULE:FUNCTION, got {spec!r}")
+    module = _module(name)
+    function = getattr(module, attribute, None)
+    if function is None:
+        raise misuse(f"--app: module {name!r} has no function {attribute!r}{_there(attribute, _functions(module))}")
+    if not callable(function):
+        raise misuse(f"--app: {spec!r} is no function but {_short(function)}")
+    checked: Callable[..., Any] = function
+    return checked
+
+
+def _module(name: str) -> ModuleType:
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    importlib.invalidate_caches()
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise _failed(name, error) from error
+        missing = error.name
+    except Exception as error:
+        raise _failed(name, error) from error
+    raise misuse(f"--app: no module {missing!r}{_there(missing, _modules(missing.rpartition('.')[0]))}")
+
+
+def _failed(name: str, error: Exception) -> SystemExit:
+    complain(traceback.format_exc())
+    return misuse(f"--app: module {name!r} can't be imported: {type(error).__name__}: {error}")
+
+
+def _modules(package: str) -> Iterable[str]:
+    """The modules in a package, or, without one, in the current directory."""
+    if not package:
+        return [module.name for module in pkgutil.iter_modules([str(Path.cwd())])]
+    spec = find_spec(package)
+    places = spec.submodule_search_locations if spec is not None else None
+    return [module.name for module in pkgutil.iter_modules(places or [], prefix=f"{package}.")]
+
+
+def _functions(module: ModuleType) -> list[str]:
+    """The public functions that a module defines itself."""
+    functions = inspect.getmembers(module, inspect.isfunction)
+    return [name for name, function in functions if function.__module__ == module.__name__ and name[0] != "_"]
+
+
+def _there(word: str, known: Iterable[str]) -> str:
+    """The end of a message about a word that is not known: the nearest one, and all of them."""
+    names = sorted(known)
+    guess = did_you_mean(word, names)
+    hint = f"{guess} " if "did you mean" in guess else "; "
+    return f"{hint}there is {', '.join(names) or 'none'}"
+
+
+def _call(arguments: dict[str, Any]) -> str:
+    return "seed= alone" if arguments else "no arguments"
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

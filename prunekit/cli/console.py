@@ -1,0 +1,71 @@
+"""What all commands share: printing tables, and errors as the user should see them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import rich_click as click
+
+if TYPE_CHECKING:
+    from rich.console import Console, JustifyMethod
+    from rich.table import Table
+
+FAILED, MISUSED, INTERRUPTED = 1, 2, 130
+"""Exit codes: something is wrong with what was asked for; it was asked for wrongly; Ctrl-C."""
+
+
+def new_console() -> Console:
+    """Standard output, where text is text: nothing in it is taken for markup."""
+    from rich.console import Console
+
+    return Console(markup=False, highlight=False, emoji=False)
+
+
+def new_table(*columns: str, right: tuple[str, ...] = ()) -> Table:
+    """An empty table: with rules on a terminal, plain columns in a pipe."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD if sys.stdout.isatty() else None, pad_edge=False, header_style="bold")
+    for column in columns:
+        justify: JustifyMethod = "right" if column in right else "left"
+        table.add_column(column, justify=justify, overflow="fold", no_wrap=False)
+    return table
+
+
+def show(table: Table) -> None:
+    """Print a table, folded into a terminal's width; in a pipe each row stays one line."""
+    console = new_console()
+    if not sys.stdout.isatty():
+        console.width = max(1, console.measure(table, options=console.options.update(width=100_000)).maximum)
+    console.print(table)
+
+
+def complain(*lines: str) -> None:
+    """Say something on standard error."""
+    for line in lines:
+        click.echo(line, err=True)
+
+
+def misuse(message: str) -> SystemExit:
+    """What to raise where the command itself is wrong: said on standard error, exit code 2."""
+    complain(f"error: {message}")
+    return SystemExit(MISUSED)
+
+
+@contextmanager
+def errors_shown() -> Iterator[None]:
+    """Errors that prunekit raises on purpose become their text and exit code 1: a schedule's problems one a line."""
+    from prunekit.errors import PrunekitError, ScheduleError
+
+    try:
+        yield
+    except ScheduleError as error:
+        complain(*map(str, error.problems))
+        raise SystemExit(FAILED) from None
+    except PrunekitError as error:
+        complain(f"error: {error}", *getattr(error, "__notes__", ()))
+        raise SystemExit(FAILED) from None

@@ -1,0 +1,26 @@
+"""`prunekit schema`: the JSON Schema of a schedule, for editors."""
+
+from __future__ import annotations
+
+import json
+
+import rich_click as click
+
+from prunekit.cli.console import complain
+
+
+@click.command()
+def schema() -> None:
+    """Print the JSON Schema of a schedule made from what is installed.
+
+    Editors that speak to the YAML language server take it from a first line of the schedule:
+    "# yaml-language-server: $schema=schedule.schema.json". Plugins are imported; broken ones are left out.
+    """
+    from prunekit.jsonschema import schema_document
+    from prunekit.plugins import create_registry, load_listeners
+
+    listeners, broken = load_listeners()
+    left_out = [listener.reason for listener in broken]
+    document = schema_document(create_registry(listeners), left_out.append)
+    complain(*(f"left out: {reason}" for reason in left_out))
+    click.echo(json.dumps(document, indent=2, ensure_ascii=False))

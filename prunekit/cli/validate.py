@@ -1,0 +1,88 @@
+"""`prunekit validate`: everything that is wrong with a schedule, at once."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+
+from prunekit.cli.application import load_application
+from prunekit.cli.console import FAILED, complain
+
+if TYPE_CHECKING:
+    from prunekit.errors import Problem
+    from prunekit.schedule import Schedule
+    from prunekit.training import Application
+
+Finding = tuple[str, "Problem"]
+"""A problem and how severe it is: 'error' or 'warning'."""
+
+
+@click.command()
+@click.argument("schedule", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--app", metavar="MODULE:FUNCTION", help="Whose model and optimizer the schedule must fit.")
+@click.option("--epochs", type=click.IntRange(min=1), help="The length of the run: every policy must act within it.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Given to the application.")
+@click.option("--json", "as_json", is_flag=True, help="A list of file, line, column, path, message, severity.")
+def validate(schedule: Path, app: str | None, epochs: int | None, seed: int, as_json: bool) -> None:
+    """Show all that is wrong with SCHEDULE, and train nothing.
+
+    The exit code is 0 if there is no error (warnings are no errors), else 1.
+    """
+    application = None if app is None else load_application(app, seed)
+    parsed, findings = check(schedule, application, epochs)
+    if as_json:
+        click.echo(json.dumps([_plain(severity, problem) for severity, problem in findings], indent=2))
+    else:
+        for severity, problem in findings:
+            click.echo(_line(severity, problem))
+        click.echo(_verdict(parsed, findings))
+    if application is None:
+        click.echo("without --app nothing that depends on the model was checked", err=as_json)
+    if any(severity == "error" for severity, _ in findings):
+        raise SystemExit(FAILED)
+
+
+def check(path: Path, application: Application | None, epochs: int | None) -> tuple[Schedule, list[Finding]]:
+    """A schedule as far as it can be read, and what is wrong with it, in the order of the file."""
+    from prunekit.build import build
+    from prunekit.plugins import create_registry, load_listeners
+    from prunekit.schedule import parse
+    from prunekit.source import Source
+
+    schedule, problems = parse(Source.from_file(path))
+    listeners, broken = load_listeners()
+    complain(*(f"warning: {listener.reason}" for listener in broken))
+    model, optimizer = (None, None) if application is None else (application.model, application.optimizer)
+    built = build(schedule, create_registry(listeners), model, optimizer, epochs)
+    errors = dict.fromkeys([*problems, *schedule.problems(), *built.problems])
+    readable = schedule.components or schedule.policies or not errors
+    findings = [("error", problem) for problem in errors]
+    findings += [("warning", problem) for problem in schedule.warnings()] if readable else []
+    return schedule, sorted(findings, key=lambda finding: _place(finding[1]))
+
+
+def _place(problem: Problem) -> tuple[int, int]:
+    return problem.position.line or 0, problem.position.column or 0
+
+
+def _plain(severity: str, problem: Problem) -> dict[str, Any]:
+    return {**asdict(problem.position), "path": problem.path, "message": problem.message, "severity": severity}
+
+
+def _line(severity: str, problem: Problem) -> str:
+    return str(problem) if severity == "error" else f"{problem} (warning)"
+
+
+def _verdict(schedule: Schedule, findings: list[Finding]) -> str:
+    severities = [severity for severity, _ in findings]
+    said = [_count(severities.count(severity), severity) for severity in ("error", "warning") if severity in severities]
+    parts = [_count(len(schedule.components), "component"), _count(len(schedule.policies), "policy", "policies")]
+    return " and ".join(said) or f"no problems in {' and '.join(parts)}"
+
+
+def _count(number: int, one: str, many: str = "") -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"
