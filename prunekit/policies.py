@@ -30,6 +30,7 @@ from prunekit.components import (
     ZeroWeights,
 )
 from prunekit.errors import ArgumentError, PluginError
+from prunekit.graph import folded_weight
 from prunekit.learning_rate import LearningRateSchedule
 from prunekit.progress import Progress, Window
 
@@ -45,6 +46,7 @@ class PrunerArgs:
     keep_mask: bool = False
     discard_masks_at_minibatch_end: bool = False
     skip_first_minibatch: bool = False
+    fold_batchnorm: bool = False
     levels: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -121,10 +123,15 @@ class Policy:
 
 @dataclass(eq=False)
 class PruningPolicy(Policy):
-    """Asks a pruner for masks: when an active epoch begins, and within it where `args` say so."""
+    """Asks a pruner for masks: when an active epoch begins, and within it where `args` say so.
+
+    With `fold_batchnorm` the pruner sees a convolution's weights times the factors of the batch normalization that
+    follows; `batchnorms` holds it by parameter name. The mask applies to the weights as they are.
+    """
 
     component: Pruner
     args: PrunerArgs = field(default_factory=PrunerArgs)
+    batchnorms: Mapping[str, Module] = field(default_factory=dict)
     _started: bool = False
     _gradient_hooks: list[RemovableHandle] = field(default_factory=list)
 
@@ -169,10 +176,15 @@ class PruningPolicy(Policy):
 
     def _prune(self, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> SetMasks:
         with torch.no_grad():
-            chosen = self.component.compute_masks(self.parameters, self.context(model, masks, progress))
+            seen = {name: self._folded(name, parameter) for name, parameter in self.parameters.items()}
+            chosen = self.component.compute_masks(seen, self.context(model, masks, progress))
         _must_fit(chosen, self.parameters)
         left_out = [name for name in self.parameters if name not in chosen]
         return SetMasks(chosen, self.args.mask_on_forward_only, self.args.use_double_copies, left_out)
+
+    def _folded(self, name: str, parameter: Parameter) -> Parameter:
+        batchnorm = self.batchnorms.get(name)
+        return parameter if batchnorm is None else Parameter(folded_weight(parameter, batchnorm), requires_grad=False)
 
     def _mask_gradients(self, masks: Mapping[str, Tensor]) -> None:
         for name, parameter in self.parameters.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ import torch
 from oracle_models import MODELS
 from torch import Tensor, nn
 
-from prunekit import CompressionScheduler, Schedule, ScheduleError, Trace
+from prunekit import CompressionScheduler, Context, Schedule, ScheduleError, Trace, prune_lowest
+from prunekit.plugins import create_registry, load_listeners
+from prunekit.registry import Found, Registry
 
 HERE = Path(__file__).parent / "oracle"
 CASES: dict[str, dict[str, Any]] = {case["name"]: case for case in json.loads((HERE / "manifest.json").read_text())}
@@ -41,7 +43,29 @@ def model_of(name: str) -> nn.Module:
     with torch.no_grad():
         for key, value in parts(name, "init/").items():
             model.get_parameter(key).copy_(value)
+        if "bn1.running_var" in arrays(name):
+            model.get_buffer("bn1.running_var").copy_(arrays(name)["bn1.running_var"])
     return model
+
+
+class L1RankedFilters:
+    """Filters ranked by their mean magnitude: enough of the ranked pruners to replay a case about policies."""
+
+    def __init__(self, group_type: str, desired_sparsity: float, weights: list[str]) -> None:
+        assert group_type == "Filters"
+        self.desired_sparsity, self.targets = desired_sparsity, weights
+
+    def compute_masks(self, parameters: Mapping[str, Tensor], context: Context) -> dict[str, Tensor]:
+        scores = {name: weight.abs().mean(dim=(1, 2, 3)) for name, weight in parameters.items()}
+        keep = {name: prune_lowest(score, self.desired_sparsity) for name, score in scores.items()}
+        return {name: keep[name][:, None, None, None].expand_as(weight) for name, weight in parameters.items()}
+
+
+def registry() -> Registry:
+    installed = create_registry(load_listeners()[0])
+    ranked = Found(L1RankedFilters, "tests", "0")
+    find = lambda kind, name: ranked if name == "L1RankedStructureParameterPruner" else installed._find(kind, name)
+    return Registry(installed.offers, find)
 
 
 def schedule_of(name: str) -> Schedule:
@@ -55,7 +79,9 @@ class Replay:
         self.name, self.model = name, model_of(name)
         self.deltas = parts(name, "delta/")
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=lr)
-        self.scheduler = CompressionScheduler(schedule_of(name), self.model, self.optimizer, trace=SILENT)
+        self.scheduler = CompressionScheduler(
+            schedule_of(name), self.model, self.optimizer, trace=SILENT, registry=registry()
+        )
         self.epochs, self.minibatches = next(iter(self.deltas.values())).shape[:2]
         self.total = torch.zeros(())
 

@@ -90,7 +90,8 @@ policies:
   - {lr_scheduler: {instance_name: e}, epochs: [4]}
   - {lr_scheduler: {instance_name: f}, epochs: [5]}
 """
-SEEDS = [EVERYTHING, MANY_RATES, *(path.read_text("utf-8") for path in sorted(EXAMPLES.glob("*.yaml")))]
+GOOD = [EVERYTHING, MANY_RATES]
+SEEDS = [*GOOD, *GOOD, *(path.read_text("utf-8") for path in sorted(EXAMPLES.glob("*.yaml")))]
 
 WORDS = sorted(set(re.findall(r"[A-Za-z_]{3,}", " ".join(SEEDS))))
 ODD_SCALARS = [
@@ -101,11 +102,63 @@ ODD_SCALARS = [
     *("*agp", "*nobody", "&agp 1", "{<<: *agp}", "{<<: 1}", "? [1]", "|", ">-", "[" * 200, "{a: " * 150, "3D", "'#'"),
 ]
 ODD_PIECES = [
-    *("\t", " ", "\n", "\r", "  ", "\n\n", ": ", ":", "- ", ", ", "#", "&a ", "*a", "!", "!!python/object/apply:os.system "),
-    *("'", '"', "[", "]", "{", "}", "|", ">", "%", "@", "`", "?", "? ", "---\n", "...\n", "<<: *agp", "\\", "\x00", "\x07"),
+    *(
+        "\t",
+        " ",
+        "\n",
+        "\r",
+        "  ",
+        "\n\n",
+        ": ",
+        ":",
+        "- ",
+        ", ",
+        "#",
+        "&a ",
+        "*a",
+        "!",
+        "!!python/object/apply:os.system ",
+    ),
+    *(
+        "'",
+        '"',
+        "[",
+        "]",
+        "{",
+        "}",
+        "|",
+        ">",
+        "%",
+        "@",
+        "`",
+        "?",
+        "? ",
+        "---\n",
+        "...\n",
+        "<<: *agp",
+        "\\",
+        "\x00",
+        "\x07",
+    ),
     *("\x1b[31m", "\x7f", "\x85", "\xa0", "é", "Ж", "\u2028", "\ufeff", "\ufffe", "😀", "\ud800", "%YAML 1.1\n---\n"),
 ]
-ODD_DATA: list[Any] = [None, True, 0, -1, 1.5, 10**400, 1e300, float("nan"), "", "x", [], {}, [None], {"": None}, [[[]]]]
+ODD_DATA: list[Any] = [
+    None,
+    True,
+    0,
+    -1,
+    1.5,
+    10**400,
+    1e300,
+    float("nan"),
+    "",
+    "x",
+    [],
+    {},
+    [None],
+    {"": None},
+    [[[]]],
+]
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 
@@ -151,7 +204,13 @@ def change_data(draw: Draw, text: str) -> str:
 def spellings(draw: Draw, word: str) -> str:
     """Another word, or this one misspelt."""
     at = draw(st.integers(0, len(word)))
-    wrong = [word[:at] + word[at + 1 :], word[:at] + word[at - 1 : at] + word[at:], word.upper(), word + "s", f" {word}"]
+    wrong = [
+        word[:at] + word[at + 1 :],
+        word[:at] + word[at - 1 : at] + word[at:],
+        word.upper(),
+        word + "s",
+        f" {word}",
+    ]
     return draw(st.sampled_from([*wrong, draw(st.sampled_from(WORDS)), draw(st.text(max_size=3))]))
 
 
@@ -206,7 +265,8 @@ CHANGES = [change_data, change_word, change_scalar, change_lines, change_charact
 def schedules(draw: Draw) -> str:
     """A real schedule after one to four changes."""
     text = draw(st.sampled_from(SEEDS))
-    for change in draw(st.lists(st.sampled_from(CHANGES), min_size=1, max_size=4)):
+    for _ in range(draw(st.sampled_from([1, 1, 1, 2, 3, 4]))):
+        change = draw(st.sampled_from(CHANGES))
         text = change(draw, text) if change is not change_data or Source.from_text(text).data else text
     return text
 
@@ -240,7 +300,7 @@ def test_a_changed_schedule_is_accepted_or_refused_with_positions(text: str, epo
         assert dump(Schedule.from_text(schedule.to_yaml()).to_dict()) == schedule.to_yaml()
 
 
-@pytest.mark.parametrize("text", SEEDS[:2])
+@pytest.mark.parametrize("text", GOOD)
 def test_the_schedules_that_are_changed_are_accepted_as_they_are(text: str) -> None:
     optimizer = torch.optim.SGD(MODEL.parameters(), lr=0.1)
     CompressionScheduler(Schedule.from_text(text), MODEL, optimizer, registry=REGISTRY, trace=Trace(level="error"))

@@ -9,11 +9,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from prunekit_group_lasso_regularizer import GroupLassoRegularizer, GroupType
 from torch import Tensor, nn
 
 from prunekit import ArgumentError, CompressionScheduler, Context, Progress, ScheduleError, Trace, Window
 from prunekit.trace import read
-from prunekit_group_lasso_regularizer import GroupLassoRegularizer, GroupType
 
 MATRIX = [[3.0, 4.0], [0.0, 12.0], [0.0, 0.0]]
 # Filter 0: kernels [3, 4] and [0, 0]; filter 1: kernels [12, 0] and [0, 5].
@@ -257,7 +257,8 @@ def test_what_does_not_fit_is_refused_at_load_with_its_position(tmp_path: Path) 
             CompressionScheduler.from_yaml(path, Net(), trace=Trace(logger=None))
         return [f"{p.position.line}:{p.position.column} {p.path}: {p.message}" for p in caught.value.problems]
 
-    names = "'2D', '3D', 'Filters', '4D', 'Channels', 'Rows', 'Cols', 'Rows+Cols', 'Cols+Rows', 'Channels+4D' or '4D+Channels'"
+    matrix, convolution = "'Rows', 'Cols', 'Rows+Cols', 'Cols+Rows'", "'2D', '3D', 'Filters', '4D', 'Channels'"
+    names = f"{convolution}, {matrix}, 'Channels+4D' or '4D+Channels'"
     where = "regularizers.gl.reg_regims"
     assert problems("      fc.weight: [0.1, rows]\n      conv.weight: [-1, 3D]", threshold_criteria="Mean") == [
         f"6:24 {where}.fc.weight[1]: must be {names}, got 'rows'",
@@ -265,11 +266,10 @@ def test_what_does_not_fit_is_refused_at_load_with_its_position(tmp_path: Path) 
         "8:25 regularizers.gl.threshold_criteria: must be 'Mean_Abs' or 'Max', got 'Mean'",
     ]
     assert problems("      fc.*: [0.1, 3D]\n      conv.weight: [0.1, Rows]") == [
-        f"6:13 {where}.fc.*: 'fc.weight' has shape [3, 2] and no groups '3D'; "
-        "it has 'Rows', 'Cols', 'Rows+Cols', 'Cols+Rows'",
+        f"6:13 {where}.fc.*: 'fc.weight' has shape [3, 2] and no groups '3D'; it has {matrix}",
         f"6:13 {where}.fc.*: 'fc.bias' has shape [3] and no groups '3D'; a vector has no groups at all",
         f"7:20 {where}.conv.weight: 'conv.weight' has shape [2, 2, 1, 2] and no groups 'Rows'; "
-        "it has '2D', '3D', 'Filters', '4D', 'Channels', 'Channels+4D', '4D+Channels'",
+        f"it has {convolution}, 'Channels+4D', '4D+Channels'",
     ]
     assert problems("      {}") == [f"6:7 {where}: names no parameter"]
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from prunekit_l1_regularizer import L1Regularizer
 from torch import Tensor, nn
 
 from prunekit import (
@@ -22,7 +23,6 @@ from prunekit import (
     Window,
 )
 from prunekit.trace import read
-from prunekit_l1_regularizer import L1Regularizer
 
 
 class Net(nn.Module):

@@ -10,11 +10,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from prunekit_multistep_multigamma_lr import MultiStepMultiGammaLR
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LRScheduler
 
 from prunekit import ArgumentError, CompressionScheduler, ScheduleError, Trace
-from prunekit_multistep_multigamma_lr import MultiStepMultiGammaLR
 
 EPOCHS = 6
 

@@ -26,7 +26,7 @@ class PolynomialLR(LRScheduler):
     def __init__(
         self,
         optimizer: Optimizer,
-        T_max: int | None = None,
+        T_max: int | None = None,  # noqa: N803 - the key's published spelling
         power: NonNegative = 1.0,
         total_iters: int | None = None,
         last_epoch: int = -1,

@@ -9,11 +9,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from prunekit_polynomial_lr import PolynomialLR
 from torch.optim import SGD, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
 from prunekit import ArgumentError, CompressionScheduler, ScheduleError, Trace
-from prunekit_polynomial_lr import PolynomialLR
 
 EPOCHS = 7
 

@@ -5,6 +5,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import prunekit_torch_lr
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,7 +13,6 @@ from hypothesis import strategies as st
 from torch.optim import SGD, Adam, Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import ConstantLR, ExponentialLR, LinearLR, LRScheduler
 
-import prunekit_torch_lr
 from prunekit import (
     ComponentSpec,
     CompressionScheduler,
@@ -363,11 +363,15 @@ def test_what_does_not_fit_is_refused_at_load_with_its_position(tmp_path: Path) 
     assert [
         *problems("{class: StepLR, gamma: high}", tmp_path),
         *problems("{class: StepLR, step_size: 3, gama: 0.1}", tmp_path),
+        *problems("{class: MultiStepLR, milestones: 3}", tmp_path),
+        *problems("{class: CyclicLR, base_lr: 0.1, max_lr: 0.2, cycle_momentum: 1}", tmp_path),
         *problems("{class: ReduceLROnPlateau, factor: 2.0}", tmp_path),
     ] == [
         "3:7 lr_schedulers.lr: StepLR needs 'step_size' (int)",
         "3:30 lr_schedulers.lr.gamma: must be a valid number, got 'high'",
         "3:37 lr_schedulers.lr.gama: StepLR has no argument 'gama'; did you mean 'gamma'?",
+        "3:40 lr_schedulers.lr.milestones: must be a valid array, got 3",
+        "3:67 lr_schedulers.lr.cycle_momentum: must be a valid boolean, got 1",
         "3:15 lr_schedulers.lr.class: ReduceLROnPlateau refuses its arguments: ValueError: Factor should be < 1.0.",
     ]
 
