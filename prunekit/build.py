@@ -90,6 +90,7 @@ class _Builder:
         for index, policy in enumerate(self.schedule.policies):
             self.policy(index, policy)
         self.built.problems += idle_policies(self.schedule, self.epochs)
+        self.built.problems += exhausted(self.schedule, self.built.policies, self.epochs)
         for first, second in combinations(self.built.policies, 2):
             self.conflict(first, second)
         return self.built
@@ -284,6 +285,20 @@ def idle_policies(schedule: Schedule, epochs: int | None) -> list[Problem]:
         for index, policy in enumerate(schedule.policies)
         if epochs is not None and policy.window.first >= epochs
     ]
+
+
+def exhausted(schedule: Schedule, policies: Iterable[Policy], epochs: int | None) -> list[Problem]:
+    """LR schedulers whose own plan (`total_steps`) is shorter than a run of this many epochs."""
+    found = []
+    for policy in policies:
+        if isinstance(policy, LRPolicy) and epochs is not None:
+            try:
+                policy.component.rehearse(min(policy.window.last + 1, epochs))
+            except Exception as error:
+                path = ("policies", policy.index)
+                message = f"{policy.origin.component} does not last for the run: {_text(error)}"
+                found.append(schedule.source.problem(path, message))
+    return found
 
 
 def first_common(one: Sequence[int], other: Sequence[int]) -> int | None:

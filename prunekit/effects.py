@@ -21,7 +21,7 @@ from prunekit.components import (
     ZeroWeights,
 )
 from prunekit.errors import PluginError
-from prunekit.learning_rate import learning_rates, set_groups
+from prunekit.learning_rate import current_groups, learning_rates, set_groups
 from prunekit.masks import Masks
 from prunekit.progress import Progress
 from prunekit.trace import Trace
@@ -36,7 +36,8 @@ class Ledger:
     def __init__(self, masks: Masks, bus: EventBus, trace: Trace) -> None:
         self.masks, self.bus, self.trace = masks, bus, trace
         self.changes: dict[str, list[tuple[int, MaskChange]]] = {}
-        self._terms: dict[str, tuple[Tensor, int]] = {}
+        self._terms: dict[str, Tensor] = {}
+        self._minibatches = 0
 
     def carry_out(self, results: Iterable[Result], hook: str, optimizer: Optimizer | None, progress: Progress) -> None:
         """Do what an event's implementations returned, in their order."""
@@ -109,19 +110,24 @@ class Ledger:
         self.trace.info("modules quantized", **origin._asdict(), **moment(progress), bits=effect.bits)
         self.bus.fire("on_modules_quantized", bits=effect.bits, progress=progress)
 
-    def count(self, term: LossTerm) -> Tensor:
-        """A loss term, added up for the epoch's line without waiting for the device."""
-        total, number = self._terms.get(term.name, (None, 0))
-        value = term.value.detach()
-        self._terms[term.name] = (value if total is None else total + value, number + 1)
-        return term.value
+    def add_terms(self, loss: Tensor, results: Iterable[Result]) -> Tensor:
+        """The loss plus the terms returned, which are summed for the epoch's line without waiting for the device."""
+        self._minibatches += 1
+        for result in results:
+            for term in flatten(result.value):
+                if not isinstance(term, LossTerm):
+                    raise PluginError(f"before_backward_pass of {result.origin} must return a LossTerm, got {term!r}")
+                value, total = term.value.detach(), self._terms.get(term.name)
+                self._terms[term.name] = value if total is None else total + value
+                loss = loss + term.value
+        return loss
 
     def sum_up_epoch(self, progress: Progress) -> None:
         """One line for the loss terms of an epoch: the mean of each over its mini-batches."""
         if self._terms:
-            means = {name: float(total) / number for name, (total, number) in self._terms.items()}
+            means = {name: float(total) / self._minibatches for name, total in self._terms.items()}
             self.trace.info("loss terms", **moment(progress), means=means)
-            self._terms.clear()
+            self._terms, self._minibatches = {}, 0
 
     def state_dict(self) -> dict[str, Any]:
         """What became of each parameter, as plain data."""
@@ -145,14 +151,14 @@ class Ledger:
             return lambda: None
         touched = {name for effect in effects for name in getattr(effect, "masks", getattr(effect, "names", ()))}
         restore_masks = self.masks.snapshot(touched)
-        rates = learning_rates(optimizer)
+        groups = [] if optimizer is None else current_groups(optimizer)
         changes = {name: list(entries) for name, entries in self.changes.items()}
 
         def undo() -> None:
             restore_masks()
             self.changes = changes
             if optimizer is not None:
-                set_groups(optimizer, [{"lr": rate} for rate in rates])
+                set_groups(optimizer, groups)
 
         return undo
 

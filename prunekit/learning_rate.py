@@ -72,6 +72,16 @@ class LearningRateSchedule:
         if self.takes_metrics:
             self._scheduler.load_state_dict({**self._scheduler.state_dict(), **state["scheduler"]})
 
+    def rehearse(self, epochs: int) -> None:
+        """Walk through a run of this many epochs, to see whether the scheduler lasts. Nothing here changes.
+
+        Raises:
+            Exception: what the scheduler raised because its own plan is over.
+        """
+        scratch = LearningRateSchedule(self._cls, self._args, _Shadow(self._base))
+        if not self.takes_metrics:
+            scratch.at(epochs)
+
     def _restart(self) -> None:
         self._shadow = _Shadow(self._base)
         with warnings.catch_warnings():
@@ -112,6 +122,14 @@ def set_groups(optimizer: Optimizer, groups: Sequence[Mapping[str, Any]]) -> Non
                 group[key].fill_(value)
             else:
                 group[key] = value
+
+
+def current_groups(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """A copy of what each group holds besides its parameters."""
+    return [
+        {key: value.clone() if isinstance(value, Tensor) else value for key, value in group.items() if key != "params"}
+        for group in optimizer.param_groups
+    ]
 
 
 def learning_rates(optimizer: Optimizer | None) -> list[float]:

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from prunekit.build import build, idle_policies
+from prunekit.build import build, exhausted, idle_policies
 from prunekit.bus import EventBus, Result, moment
-from prunekit.components import LossTerm, MaskChange
-from prunekit.effects import Ledger, flatten
-from prunekit.errors import PluginError, PrunekitError, ScheduleError
+from prunekit.components import MaskChange
+from prunekit.effects import Ledger
+from prunekit.errors import PrunekitError, ScheduleError
 from prunekit.learning_rate import learning_rates, set_groups
 from prunekit.masks import Masks
 from prunekit.parameters import Parameters
@@ -245,7 +245,7 @@ class CompressionScheduler:
         Raises:
             ScheduleError: a policy would never act within the run.
         """
-        problems = idle_policies(self.schedule, number)
+        problems = [*idle_policies(self.schedule, number), *exhausted(self.schedule, self._policies, number)]
         if problems:
             raise ScheduleError(problems)
         self.on_train_begin()
@@ -275,12 +275,7 @@ class CompressionScheduler:
         """The loss plus every term that a live policy adds."""
         if not self._bus.hears("before_backward_pass"):
             return loss
-        for result in self._results("before_backward_pass", loss=loss):
-            for term in flatten(result.value):
-                if not isinstance(term, LossTerm):
-                    raise PluginError(f"before_backward_pass of {result.origin} must return a LossTerm, got {term!r}")
-                loss = loss + self._ledger.count(term)
-        return loss
+        return self._ledger.add_terms(loss, self._results("before_backward_pass", loss=loss))
 
     def report(self, **metrics: float) -> None:
         """Metrics of this epoch for what looks at them when it ends: `report(min=validation_loss, max=accuracy)`."""

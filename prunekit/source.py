@@ -61,6 +61,14 @@ class _Dumper(yaml.emitter.Emitter, yaml.serializer.Serializer, yaml.representer
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
+    def represent_text(self, text: str) -> yaml.Node:
+        # Line breaks of YAML 1.1 that PyYAML would not read back out of single quotes.
+        style = '"' if any(letter in text for letter in "\x85\u2028\u2029") else None
+        return self.represent_scalar(_TAG + "str", text, style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
+
 
 @dataclass
 class Source:

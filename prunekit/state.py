@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from difflib import unified_diff
 from typing import Any
 
-import yaml
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
@@ -14,6 +13,7 @@ from prunekit.components import Stateful
 from prunekit.errors import StateError
 from prunekit.schedule import Schedule
 from prunekit.selectors import without_module
+from prunekit.source import dump
 
 _KEYS = (
     *("schedule", "plugins", "next_epoch", "progress", "parameters", "masks"),
@@ -22,11 +22,8 @@ _KEYS = (
 
 
 def fingerprint(schedule: Schedule) -> str:
-    """The schedule as text, to compare."""
-    try:
-        return schedule.to_yaml()
-    except yaml.representer.RepresenterError:
-        return repr(schedule.to_dict())
+    """The schedule as text, to compare; functions and classes in it by name."""
+    return dump(_named(schedule.to_dict()))
 
 
 def stateful(components: Mapping[str, Any]) -> dict[str, Stateful]:
@@ -86,3 +83,13 @@ def renamed(state: Any, saved: Iterable[str], parameters: Mapping[str, Parameter
         return value
 
     return rename(state)
+
+
+def _named(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _named(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_named(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else repr(value)

@@ -15,7 +15,19 @@ import torch
 from oracle_models import MODELS
 from torch import Tensor, nn
 
-from prunekit import CompressionScheduler, Context, Schedule, ScheduleError, Trace, prune_lowest
+from prunekit import (
+    ComponentSpec,
+    CompressionScheduler,
+    Context,
+    LossTerm,
+    PolicySpec,
+    Schedule,
+    ScheduleError,
+    Trace,
+    Window,
+    hookimpl,
+    prune_lowest,
+)
 from prunekit.plugins import create_registry, load_listeners
 from prunekit.registry import Found, Registry
 
@@ -326,3 +338,36 @@ def test_whole_run_follows_the_reference(name: str) -> None:
         torch.testing.assert_close(model.get_parameter(key).detach(), weights[-1], rtol=1e-4, atol=1e-5)
         mask = scheduler.masks.get(key, torch.ones_like(weights[-1], dtype=torch.bool))
         assert torch.equal(mask, data[f"mask_end/{key}"][-1] != 0), key
+
+
+class Distillation:
+    """Hinton et al. 2015, arXiv 1503.02531, as an extension: what replaces the loss returns the difference."""
+
+    def __init__(self, student: Tensor, teacher: Tensor, temperature: float, distill: float, own: float) -> None:
+        self.student, self.teacher, self.t, self.distill, self.own = student, teacher, temperature, distill, own
+
+    @hookimpl
+    def before_backward_pass(self, loss: Tensor) -> list[LossTerm]:
+        student, teacher = (self.student / self.t).log_softmax(1), (self.teacher / self.t).softmax(1)
+        divergence = nn.functional.kl_div(student, teacher, reduction="batchmean")
+        return [
+            LossTerm("student", (self.own - 1) * loss),
+            LossTerm("teacher", self.distill * self.t**2 * divergence),
+        ]
+
+
+@pytest.mark.parametrize("t", [1, 4])
+@pytest.mark.parametrize(("distill", "own"), [(0.5, 0.5), (0.7, 1)])
+def test_a_policy_that_replaces_the_loss_returns_the_difference(t: int, distill: float, own: float) -> None:
+    data, key = arrays("knowledge_distillation"), f"T{t}_wd{distill}_ws{own}"
+    student = data["student_logits"].clone().requires_grad_()
+    args = {"student": student, "teacher": data["teacher_logits"], "temperature": t, "distill": distill, "own": own}
+    spec = ComponentSpec("extension", "d", Distillation, args)
+    schedule = Schedule([spec], [PolicySpec("extension", "d", Window(0, 1))])
+    scheduler = CompressionScheduler(schedule, nn.Linear(2, 2), trace=SILENT)
+    scheduler.on_epoch_begin(0)
+    scheduler.on_minibatch_begin(0, 0, 1)
+    loss = scheduler.before_backward_pass(0, 0, 1, nn.functional.cross_entropy(student, data["labels"]))
+    loss.backward()
+    torch.testing.assert_close(loss.detach().double(), data[f"loss/{key}"], rtol=1e-6, atol=1e-6)
+    same(student.grad, data[f"grad/{key}"], key)

@@ -9,7 +9,15 @@ import torch
 from helpers import MLP, SILENT, batches, pruning, through_a_file, train_attached, train_explicit, window
 from torch import nn
 
-from prunekit import CompressionScheduler, ScheduleError, StateError
+from prunekit import (
+    ComponentSpec,
+    CompressionScheduler,
+    PolicySpec,
+    Schedule,
+    ScheduleError,
+    StateError,
+    Window,
+)
 
 EPOCHS = 8
 PRUNERS: dict[str, dict[str, Any]] = {
@@ -173,6 +181,34 @@ def test_a_state_of_another_schedule_is_refused_with_the_difference() -> None:
     with pytest.raises(StateError) as error:
         other.scheduler.load_state_dict(state)
     assert "-      fc1.weight: 0.5\n+      fc1.weight: 0.6" in str(error.value)
+
+
+def test_a_schedule_with_functions_in_it_is_resumed() -> None:
+    def run() -> Run:
+        from torch.optim.lr_scheduler import LambdaLR
+
+        lr = ComponentSpec("lr_scheduler", "lr", LambdaLR, {"lr_lambda": lambda epoch: 0.5**epoch})
+        run = Run(pruning())
+        schedule = Schedule([lr], [PolicySpec("lr_scheduler", "lr", Window(0, 9))])
+        run.scheduler = CompressionScheduler(schedule, run.model, run.optimizer, trace=SILENT)
+        return run
+
+    first, second = run(), run()
+    train_explicit(first.scheduler, first.optimizer, range(3))
+    second.scheduler.load_state_dict(through_a_file(first.scheduler.state_dict()))
+    train_explicit(second.scheduler, second.optimizer, range(3, 5))
+    assert second.optimizer.param_groups[0]["lr"] == 0.1 * 0.5**5
+
+
+def test_an_lr_scheduler_that_ends_before_the_run_is_refused() -> None:
+    schedule = with_lr(pruning(), "OneCycleLR", window(0, 9), max_lr=0.1, total_steps=3)
+    model = MLP()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ScheduleError, match=r"policies\[1\]: OneCycleLR 'lr' does not last for the run: .*4 times"):
+        CompressionScheduler.from_dict(schedule, model, optimizer, epochs=5)
+    with pytest.raises(ScheduleError, match="does not last for the run"):
+        next(CompressionScheduler.from_dict(schedule, model, optimizer, trace=SILENT).epochs(5))
+    assert len(list(CompressionScheduler.from_dict(schedule, model, optimizer, trace=SILENT).epochs(3))) == 3
 
 
 def test_a_state_of_another_model_is_refused_and_nothing_changes() -> None:

@@ -1,4 +1,4 @@
-"""The users' own schedules, word for word, on networks with exactly those layer names: each policy does what it says."""
+"""The users' own schedules, word for word, on networks with those layer names: each policy does what it says."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def _there(word: str, known: Iterable[str]) -> str:
     names = sorted(known)
     guess = did_you_mean(word, names)
     hint = f"{guess} " if "did you mean" in guess else "; "
-    return f"{hint}there is {', '.join(names) or 'none'}"
+    return f"{hint}known are {', '.join(names) or 'none'}"
 
 
 def _call(arguments: dict[str, Any]) -> str:

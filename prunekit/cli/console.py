@@ -29,10 +29,11 @@ def new_table(*columns: str, right: tuple[str, ...] = ()) -> Table:
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD if sys.stdout.isatty() else None, pad_edge=False, header_style="bold")
+    lines = box.SIMPLE_HEAD if sys.stdout.isatty() else None
+    table = Table(box=lines, pad_edge=False, padding=(0, 1 if lines else 2, 0, 0), header_style="bold")
     for column in columns:
         justify: JustifyMethod = "right" if column in right else "left"
-        table.add_column(column, justify=justify, overflow="fold", no_wrap=False)
+        table.add_column(column, justify=justify, overflow="fold")
     return table
 
 
@@ -40,8 +41,19 @@ def show(table: Table) -> None:
     """Print a table, folded into a terminal's width; in a pipe each row stays one line."""
     console = new_console()
     if not sys.stdout.isatty():
-        console.width = max(1, console.measure(table, options=console.options.update(width=100_000)).maximum)
+        console.width = width_of(table)
     console.print(table)
+
+
+def fits(table: Table) -> bool:
+    """Whether a table needs no folding."""
+    return not sys.stdout.isatty() or width_of(table) <= new_console().width
+
+
+def width_of(table: Table) -> int:
+    """The columns of text that a table wants."""
+    console = new_console()
+    return max(1, console.measure(table, options=console.options.update(width=100_000)).maximum)
 
 
 def complain(*lines: str) -> None:

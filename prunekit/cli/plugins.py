@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from prunekit.cli.console import FAILED, complain, new_table, show
+from prunekit.cli.console import FAILED, complain, fits, new_table, show
 
 if TYPE_CHECKING:
     from prunekit.registry import Offer
@@ -138,8 +138,11 @@ def _print(rows: Sequence[Row]) -> None:
     if not rows:
         click.echo("no plugin is installed")
         return
-    table = new_table("kind", "name", "distribution", "version", "state", "")
+    wide = new_table("kind", "name", "distribution", "version", "state")
+    narrow = new_table("kind", "name, distribution", "state")
     for row in rows:
-        table.add_row(row.kind, row.name, row.distribution, row.version, row.state, row.reason)
-    show(table)
+        state = f"{row.state}: {row.reason}" if row.reason else row.state
+        wide.add_row(row.kind, row.name, row.distribution, row.version, state)
+        narrow.add_row(row.kind, f"{row.name}\n{row.distribution} {row.version}", state)
+    show(wide if fits(wide) else narrow)
     complain(*(f"\n{row.kind} {row.name!r} of {row.distribution}:\n{row.traceback}" for row in rows if row.traceback))

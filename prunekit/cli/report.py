@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import rich_click as click
 
-from prunekit.cli.console import new_table, show
+from prunekit.cli.console import fits, new_table, show
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from rich.table import Table
 
@@ -21,23 +21,31 @@ _COLUMNS = ("parameter", "shape", "dense", "non-zero", "sparsity", "by", "epochs
 def report(result: TrainingResult) -> None:
     """Print it all."""
     click.echo()
-    show(parameters(result))
+    hands = list(dict.fromkeys(_by(change) for parameter in result.parameters for change in parameter.changes))
+    table = parameters(result, {hand: hand for hand in hands})
+    short = {hand: f"[{number}]" for number, hand in enumerate(hands, 1)}
+    show(table if fits(table) else parameters(result, short))
     click.echo()
+    for line in [] if fits(table) else [f"{number} {hand}" for hand, number in short.items()]:
+        click.echo(line)
     for line in summary(result):
         click.echo(line)
 
 
-def parameters(result: TrainingResult) -> Table:
-    """Weights and whatever was pruned, one a row; the other parameters in one; totals."""
+def parameters(result: TrainingResult, hands: Mapping[str, str]) -> Table:
+    """Weights and whatever was pruned, one a row; the other parameters in one; totals.
+
+    `hands` says how to write by whose hand something was pruned.
+    """
     table = new_table(*_COLUMNS, right=("dense", "non-zero", "sparsity"))
     shown = [parameter for parameter in result.parameters if _is_shown(parameter)]
     others = [parameter for parameter in result.parameters if not _is_shown(parameter)]
     for parameter in shown:
         shape = "x".join(map(str, parameter.shape)) or "scalar"
-        by, epochs = [_by(change) for change in parameter.changes], [_epochs(change) for change in parameter.changes]
+        by, epochs = [hands[_by(c)] for c in parameter.changes], [_epochs(change) for change in parameter.changes]
         table.add_row(parameter.name, shape, *_counts([parameter]), "\n".join(by) or "-", "\n".join(epochs))
     if others:
-        table.add_row(f"{len(others)} of one dimension", "", *_counts(others), "-", "")
+        table.add_row(f"{len(others)} others", "", *_counts(others), "-", "")
     table.add_section()
     table.add_row(f"pruned ({len(result.pruned)})", "", *_counts(result.pruned), "", "")
     table.add_row(f"all ({len(result.parameters)})", "", *_counts(result.parameters), "", "")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from prunekit.cli.application import load_application
-from prunekit.cli.console import INTERRUPTED, complain, errors_shown, misuse
+from prunekit.cli.console import FAILED, INTERRUPTED, complain, errors_shown, misuse
 
 if TYPE_CHECKING:
     from prunekit.schedule import Schedule
@@ -73,7 +75,7 @@ def train(**options: Any) -> None:
         with _terminated_like_interrupted(), errors_shown():
             _run(_wanted(options))
     except KeyboardInterrupt:
-        complain("interrupted before training began")
+        complain("interrupted")
         raise SystemExit(INTERRUPTED) from None
 
 
@@ -147,6 +149,7 @@ def _train(
     wanted: Wanted, schedule: Schedule | Path, run_dir: Path, *, resume: bool, label: str = ""
 ) -> TrainingResult:
     from prunekit.cli.progress import Display
+    from prunekit.errors import PrunekitError
     from prunekit.training import TrainingInterrupted
     from prunekit.training import train as run
 
@@ -169,8 +172,17 @@ def _train(
             )
         except TrainingInterrupted as interrupt:
             display.stop()
-            _say_how_to_resume(interrupt.epoch, interrupt.minibatch, interrupt.epochs_done, epochs, wanted.run_dir)
+            where = f"epoch {interrupt.epoch}" + (f", mini-batch {interrupt.minibatch}" * (interrupt.minibatch >= 0))
+            complain(f"{label}interrupted in {where}: {interrupt.epochs_done} of {epochs} epochs are complete")
+            _say_how_to_resume(wanted.run_dir)
             raise SystemExit(INTERRUPTED) from None
+        except PrunekitError:
+            raise
+        except Exception as error:
+            display.stop()
+            complain(traceback.format_exc(), f"{label}failed: {type(error).__name__}: {error}")
+            _say_how_to_resume(wanted.run_dir)
+            raise SystemExit(FAILED) from None
 
 
 def _twin(wanted: Wanted) -> Baseline:
@@ -185,10 +197,12 @@ def _twin(wanted: Wanted) -> Baseline:
     return Baseline(result.loss, result.accuracy, None)
 
 
-def _say_how_to_resume(epoch: int, minibatch: int, done: int, epochs: int, run_dir: Path) -> None:
-    where = f"epoch {epoch}" + (f", mini-batch {minibatch}" if minibatch >= 0 else "")
-    complain(f"interrupted in {where}; {done} of {epochs} epochs are complete", f"the trace is in {run_dir}")
-    complain(f"go on with: prunekit train --resume {run_dir}")
+def _say_how_to_resume(run_dir: Path) -> None:
+    from prunekit.training import CHECKPOINT
+
+    if (run_dir / CHECKPOINT).exists():
+        folder = shlex.quote(str(run_dir))
+        complain(f"read its trace: prunekit trace {folder}", f"continue it: prunekit train --resume {folder}")
 
 
 @contextmanager

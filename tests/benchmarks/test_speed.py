@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def report(benchmark: Any, device: torch.device, function: Callable[[], Any], **
 
 
 def test_pruning_step(benchmark: Any, device: torch.device, tmp_path: Path) -> None:
-    """25.5M weights shaped like ResNet-50 at 80 %: asked are <= 1/25 of torch's l1_unstructured, <= 2.2 of the floor."""
+    """25.5M weights shaped like ResNet-50 at 80 %: asked are <= 1/25 of l1_unstructured, <= 2.2 of the floor."""
     from torch.nn.utils import prune
 
     model = Weights(resnet50_shapes(), device)
@@ -122,7 +123,7 @@ def mlp() -> tuple[nn.Module, tuple[int, ...]]:
 def convs() -> tuple[nn.Module, tuple[int, ...]]:
     widths = [3, 32, 32, 32, 64, 64, 64, 128, 128, 128]
     layers: list[nn.Module] = []
-    for index, (before, after) in enumerate(zip(widths, widths[1:], strict=False)):
+    for index, (before, after) in enumerate(pairwise(widths)):
         layers += [nn.Conv2d(before, after, 3, padding=1, stride=2 if index in (3, 6) else 1), nn.ReLU()]
     return nn.Sequential(*layers), (64, 3, 32, 32)
 

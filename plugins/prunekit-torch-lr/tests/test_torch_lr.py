@@ -371,7 +371,7 @@ def test_what_does_not_fit_is_refused_at_load_with_its_position(tmp_path: Path) 
         "3:30 lr_schedulers.lr.gamma: must be a valid number, got 'high'",
         "3:37 lr_schedulers.lr.gama: StepLR has no argument 'gama'; did you mean 'gamma'?",
         "3:40 lr_schedulers.lr.milestones: must be a valid array, got 3",
-        "3:67 lr_schedulers.lr.cycle_momentum: must be a valid boolean, got 1",
+        "3:68 lr_schedulers.lr.cycle_momentum: must be a valid boolean, got 1",
         "3:15 lr_schedulers.lr.class: ReduceLROnPlateau refuses its arguments: ValueError: Factor should be < 1.0.",
     ]
 
