@@ -18,7 +18,11 @@ _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 @dataclass(eq=False)
 class _Entry:
-    """One parameter's mask: the pruner's, the one a regularizer left for good, and the bits of both together."""
+    """One parameter's mask: the pruner's, the one a regularizer left for good, and both together as a factor.
+
+    The factor is 0 or 1 for the weight's bits taken as an integer: exact where a product of floats is not, since
+    -1 * 0 is -0 and inf * 0 is NaN.
+    """
 
     parameter: Parameter
     pruned: Tensor | None = None
@@ -26,17 +30,57 @@ class _Entry:
     forward_only: bool = False
     double_copies: bool = False
     mask: Tensor = field(init=False)
+    factor: Tensor = field(init=False)
     bits: Tensor = field(init=False)
+    address: int = field(init=False)
 
     def combine(self) -> None:
         device = self.parameter.device
         parts = [part.to(device) for part in (self.pruned, self.kept) if part is not None]
         self.mask = parts[0] if len(parts) == 1 else parts[0] & parts[1]
-        self.bits = _bit_mask(self.mask, self.parameter)
+        self.factor = _factor(self.mask, self.parameter)
+        self.look()
+
+    def look(self) -> None:
+        """Take the parameter's memory, which it shares with this view, as integers."""
+        self.bits = _bits(self.parameter)
+        self.address = self.parameter.data_ptr()
+
+    def apply(self) -> None:
+        if self.address != self.parameter.data_ptr():
+            self.look()
+        self.bits.mul_(self.factor)
 
     @property
     def only_in_forward(self) -> bool:
         return self.forward_only or self.double_copies
+
+
+class _Enforced:
+    """Entries of one device and width, for one multi-tensor call."""
+
+    def __init__(self, entries: list[_Entry]) -> None:
+        self.entries = entries
+        self.look()
+
+    @classmethod
+    def groups(cls, entries: Iterable[_Entry]) -> list[_Enforced]:
+        groups: dict[tuple[torch.device, torch.dtype], list[_Entry]] = {}
+        for entry in entries:
+            groups.setdefault((entry.factor.device, entry.factor.dtype), []).append(entry)
+        return [cls(group) for group in groups.values()]
+
+    def look(self) -> None:
+        for entry in self.entries:
+            entry.look()
+        self.addresses = [entry.address for entry in self.entries]
+        self.bits = [entry.bits for entry in self.entries]
+        self.factors = [entry.factor for entry in self.entries]
+
+    def apply(self) -> None:
+        if self.addresses != [entry.parameter.data_ptr() for entry in self.entries]:
+            self.look()  # somebody gave a parameter new memory
+        torch._foreach_mul_(self.bits, self.factors)
 
 
 class Masks(Mapping[str, Tensor]):
@@ -45,7 +89,7 @@ class Masks(Mapping[str, Tensor]):
     def __init__(self, parameters: Mapping[str, Parameter]) -> None:
         self._parameters = dict(parameters)
         self._entries: dict[str, _Entry] = {}
-        self._enforced: list[_Entry] = []
+        self._enforced: list[_Enforced] = []
         self._in_forward: list[_Entry] = []
         self._active: frozenset[str] = frozenset()
         self._stale = False
@@ -68,7 +112,7 @@ class Masks(Mapping[str, Tensor]):
         entry.pruned, entry.forward_only, entry.double_copies = mask.contiguous(), forward_only, double_copies
         self._changed(entry)
         if not entry.only_in_forward:
-            _apply(entry)
+            entry.apply()
 
     def keep(self, name: str) -> None:
         """Enforce the parameter's mask after every step from now on."""
@@ -76,14 +120,14 @@ class Masks(Mapping[str, Tensor]):
         if entry is not None:
             entry.forward_only = entry.double_copies = False
             self._changed(entry)
-            _apply(entry)
+            entry.apply()
 
     def intersect(self, name: str, mask: Tensor) -> None:
         """A mask that stays besides any pruner's."""
         entry = self._entry(name)
         entry.kept = mask if entry.kept is None else entry.kept & mask
         self._changed(entry)
-        _apply(entry)
+        entry.apply()
 
     def drop(self, name: str) -> None:
         """Forget the pruner's mask; the weights stay as they are."""
@@ -97,7 +141,7 @@ class Masks(Mapping[str, Tensor]):
     def zero(self, name: str, mask: Tensor) -> None:
         """Set weights to zero once, where the mask is False."""
         parameter = self._parameters[name]
-        _and(parameter, _bit_mask(mask, parameter))
+        _bits(parameter).mul_(_factor(mask, parameter))
 
     # Upkeep
 
@@ -105,15 +149,15 @@ class Masks(Mapping[str, Tensor]):
         """The optimizer has stepped: zero what is pruned. No synchronisation with the device."""
         if self._stale:
             self._sort()
-        for entry in self._enforced:
-            _apply(entry)
+        for group in self._enforced:
+            group.apply()
 
     def activate(self, names: Iterable[str]) -> None:
         """The parameters whose policy acts in this epoch: only their forward-only masks are applied."""
         self._active = frozenset(names)
         self._stale = True
         for entry in self._entries.values():
-            if entry.bits.device != entry.parameter.device:
+            if entry.factor.device != entry.parameter.device:
                 entry.combine()  # the model has moved
 
     def begin_forward(self) -> None:
@@ -123,7 +167,7 @@ class Masks(Mapping[str, Tensor]):
         for entry in self._in_forward:
             if entry.double_copies:
                 self._copies.append((entry.parameter, entry.parameter.detach().clone()))
-            _apply(entry)
+            entry.apply()
 
     def end_forward(self) -> None:
         """Put the unmasked weights back, if any were set aside."""
@@ -138,7 +182,7 @@ class Masks(Mapping[str, Tensor]):
         hidden = [entry for entry in self._entries.values() if entry.only_in_forward]
         copies = [(entry.parameter, entry.parameter.detach().clone()) for entry in hidden]
         for entry in self._entries.values():
-            _apply(entry)
+            entry.apply()
         try:
             yield
         finally:
@@ -199,7 +243,7 @@ class Masks(Mapping[str, Tensor]):
         self._stale = True
 
     def _sort(self) -> None:
-        self._enforced = [e for e in self._entries.values() if not e.forward_only]
+        self._enforced = _Enforced.groups(e for e in self._entries.values() if not e.forward_only)
         self._in_forward = [e for n, e in self._entries.items() if e.only_in_forward and n in self._active]
         self._stale = False
 
@@ -215,18 +259,10 @@ def _clone(mask: Tensor | None) -> Tensor | None:
     return None if mask is None else mask.clone()
 
 
-def _bit_mask(mask: Tensor, parameter: Tensor) -> Tensor:
-    """All ones where the mask keeps, all zeros where it prunes, in the parameter's width and memory layout.
-
-    AND on the bits is exact where a product is not: -1 * 0 is -0, inf * 0 is NaN.
-    """
-    bits = torch.empty_like(parameter, dtype=_BITS[parameter.element_size()], requires_grad=False)
-    return bits.copy_(mask.view(torch.int8)).neg_()
+def _factor(mask: Tensor, parameter: Parameter) -> Tensor:
+    factor = torch.empty_like(parameter, dtype=_BITS[parameter.element_size()], requires_grad=False)
+    return factor.copy_(mask)
 
 
-def _apply(entry: _Entry) -> None:
-    _and(entry.parameter, entry.bits)
-
-
-def _and(parameter: Parameter, bits: Tensor) -> None:
-    parameter.detach().view(bits.dtype).bitwise_and_(bits)
+def _bits(parameter: Parameter) -> Tensor:
+    return parameter.detach().view(_BITS[parameter.element_size()])

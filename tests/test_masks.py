@@ -242,6 +242,18 @@ def test_a_changing_mask_does_not_recompile_a_compiled_model() -> None:
     assert list(scheduler.masks) == ["fc1.weight", "fc2.weight"]
 
 
+def test_a_parameter_may_be_given_new_memory() -> None:
+    model = MLP()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = CompressionScheduler.from_dict(pruning(), model, optimizer, trace=SILENT)
+    scheduler.on_epoch_begin(0)
+    for parameter in model.parameters():
+        parameter.data = torch.ones_like(parameter)
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    assert zeros(model.fc1.weight) == 48
+
+
 def test_the_model_may_move_and_its_weights_be_loaded_in_place() -> None:
     model = MLP()
     scheduler = CompressionScheduler.from_dict(pruning(), model, trace=SILENT)
