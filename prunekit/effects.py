@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -27,6 +28,21 @@ from prunekit.progress import Progress
 from prunekit.trace import Trace
 
 
+@dataclass(frozen=True)
+class _Cause:
+    """By whose hand, in which event, and when."""
+
+    origin: Origin
+    hook: str
+    progress: Progress
+    optimizer: Optimizer | None
+
+    @property
+    def keys(self) -> dict[str, Any]:
+        """What a trace line says of it."""
+        return {"hook": self.hook, **self.origin._asdict(), **moment(self.progress)}
+
+
 class Ledger:
     """The one place where masks, weights and learning rates change; each change leaves a line and reaches listeners.
 
@@ -38,9 +54,10 @@ class Ledger:
         self.changes: dict[str, list[tuple[int, MaskChange]]] = {}
         self._terms: dict[str, Tensor] = {}
         self._minibatches = 0
+        self._zeroed: dict[Origin, dict[str, float]] = {}
 
     def carry_out(self, results: Iterable[Result], hook: str, optimizer: Optimizer | None, progress: Progress) -> None:
-        """Do what an event's implementations returned, in their order."""
+        """Do what an event's implementations returned, in their order: all of it, or nothing if a listener fails."""
         wanted = [(result.origin, effect) for result in results for effect in flatten(result.value)]
         for origin, effect in wanted:
             if type(effect) not in _EFFECTS:
@@ -48,67 +65,62 @@ class Ledger:
         undo = self._snapshot([effect for _, effect in wanted], optimizer)
         try:
             for origin, effect in wanted:
-                _EFFECTS[type(effect)](self, effect, origin, optimizer, progress)
+                _EFFECTS[type(effect)](self, effect, _Cause(origin, hook, progress, optimizer))
         except Exception:
             undo()
             raise
 
-    def set_masks(self, effect: SetMasks, origin: Origin, optimizer: Optimizer | None, progress: Progress) -> None:
+    def set_masks(self, effect: SetMasks, cause: _Cause) -> None:
         """A pruner has chosen."""
 
         def change(name: str) -> None:
             flags = {"forward_only": effect.forward_only, "double_copies": effect.double_copies}
             self.masks.set(name, effect.masks[name], **flags)
 
-        self._change("masks changed", effect.masks, change, origin, progress)
+        self._change("masks changed", effect.masks, change, cause)
         if effect.left_out:
-            self.trace.info("nothing pruned", **origin._asdict(), **moment(progress), parameters=list(effect.left_out))
+            self.trace.info("nothing pruned", **cause.keys, parameters=list(effect.left_out))
 
-    def keep_masks(self, effect: KeepMasks, origin: Origin, optimizer: Optimizer | None, progress: Progress) -> None:
+    def keep_masks(self, effect: KeepMasks, cause: _Cause) -> None:
         """Masks become permanent."""
-        self._change("masks kept", [n for n in effect.names if n in self.masks], self.masks.keep, origin, progress)
+        self._change("masks kept", [name for name in effect.names if name in self.masks], self.masks.keep, cause)
 
-    def drop_masks(self, effect: DropMasks, origin: Origin, optimizer: Optimizer | None, progress: Progress) -> None:
+    def drop_masks(self, effect: DropMasks, cause: _Cause) -> None:
         """Masks are forgotten."""
         dropped = [name for name in effect.names if name in self.masks]
         for name in dropped:
             self.masks.drop(name)
         if dropped:
-            self.trace.debug("masks dropped", **origin._asdict(), **moment(progress), parameters=dropped)
+            self.trace.debug("masks dropped", **cause.keys, parameters=dropped)
 
-    def zero_weights(
-        self, effect: ZeroWeights, origin: Origin, optimizer: Optimizer | None, progress: Progress
-    ) -> None:
-        """A regularizer drops weights: for once, every mini-batch anew, or for good."""
+    def zero_weights(self, effect: ZeroWeights, cause: _Cause) -> None:
+        """A regularizer drops weights: for good, or for once in each mini-batch, which the epoch's line sums up."""
         if effect.keep:
             change = lambda name: self.masks.intersect(name, effect.masks[name])  # noqa: E731
-            self._change("masks kept", effect.masks, change, origin, progress)
+            self._change("masks kept", effect.masks, change, cause)
             return
+        before = self._zeroed.setdefault(cause.origin, {})
         for name, mask in effect.masks.items():
+            if name not in before:
+                before[name] = self.masks.sparsity(name)
             self.masks.zero(name, mask)
-        if self.trace.debug_on:
-            sparsity = {name: self.masks.sparsity(name) for name in effect.masks}
-            self.trace.debug("weights zeroed", **origin._asdict(), **moment(progress), sparsity=sparsity)
 
-    def set_learning_rates(
-        self, effect: SetLearningRates, origin: Origin, optimizer: Optimizer | None, progress: Progress
-    ) -> None:
+    def set_learning_rates(self, effect: SetLearningRates, cause: _Cause) -> None:
         """A schedule has a new value."""
+        optimizer = cause.optimizer
         if optimizer is None:
-            raise PluginError(f"{origin} sets a learning rate, and the scheduler has no optimizer")
+            raise PluginError(f"{cause.origin} sets a learning rate, and the scheduler has no optimizer")
         before = learning_rates(optimizer)
         set_groups(optimizer, effect.groups)
         after = learning_rates(optimizer)
         if after != before:
-            self.trace.info("learning rate changed", **origin._asdict(), **moment(progress), before=before, after=after)
-            self.bus.fire("on_learning_rate_changed", before=before, after=after, progress=progress)
+            self.trace.info("learning rate changed", **cause.keys, before=before, after=after)
+            self.bus.fire("on_learning_rate_changed", before=before, after=after, progress=cause.progress)
 
-    def modules_quantized(
-        self, effect: ModulesQuantized, origin: Origin, optimizer: Optimizer | None, progress: Progress
-    ) -> None:
+    def modules_quantized(self, effect: ModulesQuantized, cause: _Cause) -> None:
         """A quantizer has prepared modules."""
-        self.trace.info("modules quantized", **origin._asdict(), **moment(progress), bits=effect.bits)
-        self.bus.fire("on_modules_quantized", bits=effect.bits, progress=progress)
+        self.trace.info("modules quantized", **cause.keys, bits=effect.bits)
+        self.bus.fire("on_modules_quantized", bits=effect.bits, progress=cause.progress)
 
     def add_terms(self, loss: Tensor, results: Iterable[Result]) -> Tensor:
         """The loss plus the terms returned, which are summed for the epoch's line without waiting for the device."""
@@ -123,11 +135,14 @@ class Ledger:
         return loss
 
     def sum_up_epoch(self, progress: Progress) -> None:
-        """One line for the loss terms of an epoch: the mean of each over its mini-batches."""
+        """A line for the mean of each loss term over the epoch's mini-batches, and one for what each policy zeroed."""
         if self._terms:
             means = {name: float(total) / self._minibatches for name, total in self._terms.items()}
             self.trace.info("loss terms", **moment(progress), means=means)
-            self._terms, self._minibatches = {}, 0
+        for origin, before in self._zeroed.items():
+            changes = [MaskChange(name, was, self.masks.sparsity(name), origin) for name, was in before.items()]
+            self._announce("weights zeroed", changes, _Cause(origin, "on_minibatch_end", progress, None))
+        self._terms, self._minibatches, self._zeroed = {}, 0, {}
 
     def state_dict(self) -> dict[str, Any]:
         """What became of each parameter, as plain data."""
@@ -162,20 +177,21 @@ class Ledger:
 
         return undo
 
-    def _change(
-        self, event: str, names: Iterable[str], change: Callable[[str], None], origin: Origin, progress: Progress
-    ) -> None:
+    def _change(self, event: str, names: Iterable[str], change: Callable[[str], None], cause: _Cause) -> None:
         changes = []
         for name in names:
             before = self.masks.sparsity(name)
             change(name)
-            changes.append(MaskChange(name, before, self.masks.sparsity(name), origin))
+            changes.append(MaskChange(name, before, self.masks.sparsity(name), cause.origin))
+        self._announce(event, changes, cause)
+
+    def _announce(self, event: str, changes: list[MaskChange], cause: _Cause) -> None:
         for entry in changes:
-            self._remember(entry, progress.epoch)
-        sparsity = {c.parameter: [c.sparsity_before, c.sparsity_after] for c in changes}
+            self._remember(entry, cause.progress.epoch)
         if changes:
-            self.trace.info(event, **origin._asdict(), **moment(progress), sparsity=sparsity)
-            self.bus.fire("on_masks_changed", changes=changes, progress=progress)
+            sparsity = {c.parameter: [c.sparsity_before, c.sparsity_after] for c in changes}
+            self.trace.info(event, **cause.keys, sparsity=sparsity)
+            self.bus.fire("on_masks_changed", changes=changes, progress=cause.progress)
 
     def _remember(self, change: MaskChange, epoch: int) -> None:
         """The first and the last change by each origin are enough to say who pruned a tensor, and when."""

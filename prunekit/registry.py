@@ -71,7 +71,12 @@ def _entry_points() -> Any:
     try:
         return metadata.entry_points()
     except Exception:  # one distribution's metadata can't be read: do without that one
-        return metadata.EntryPoints(entry for dist in metadata.distributions() for entry in _readable(dist))
+        found: dict[tuple[str, str, str], metadata.EntryPoint] = {}
+        for distribution in metadata.distributions():
+            for entry in _readable(distribution):
+                # Of a distribution that stands twice on the path the first counts.
+                found.setdefault((_normal(_distribution(distribution)[0]), entry.group, entry.name), entry)
+        return metadata.EntryPoints(found.values())
 
 
 def _readable(distribution: metadata.Distribution) -> Iterable[metadata.EntryPoint]:

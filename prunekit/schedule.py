@@ -150,7 +150,7 @@ class Schedule:
         for index, policy in enumerate(self.policies):
             section = next(section for section, kind in SECTIONS.items() if kind == policy.kind)
             names = {name for kind, name in seen if kind == policy.kind} | self._named_in(section)
-            if policy.instance_name not in names:
+            if policy.instance_name not in names and not self._is_spoilt(section):
                 path = ("policies", index, policy.kind, "instance_name")
                 hint = did_you_mean(policy.instance_name, names) or f"; the section {section} is empty"
                 found.append(say(path, f"no {policy.kind} is called {policy.instance_name!r}{hint}"))
@@ -160,6 +160,10 @@ class Schedule:
         """The names in a section of the source, those included whose entry could not be understood."""
         data = self.source.data.get(section) if isinstance(self.source.data, dict) else None
         return set(data) if isinstance(data, dict) else set()
+
+    def _is_spoilt(self, section: str) -> bool:
+        data = self.source.data.get(section) if isinstance(self.source.data, dict) else None
+        return data is not None and not isinstance(data, dict)
 
     def warnings(self) -> list[Problem]:
         """What is allowed and probably not meant: no version, components that no policy uses."""
@@ -213,7 +217,7 @@ class _Parser:
         version = data.get("version", VERSION)
         if type(version) is not int or version != VERSION:
             self.say(("version",), f"this prunekit reads version {VERSION} of the schedule language, got {version!r}")
-        if self.source.data is not None and "policies" not in data:
+        if isinstance(self.source.data, dict) and "policies" not in data:
             self.say((), "'policies' is missing: a schedule without policies never does anything")
         sections = [(section, kind) for section, kind in SECTIONS.items() if data.get(section) is not None]
         components = [spec for section, kind in sections for spec in self.section(data[section], section, kind)]
@@ -229,7 +233,7 @@ class _Parser:
             elif "class" in args:
                 self.say((*path, "class"), f"must be the name of a {kind} class, got {_short(class_)}")
             elif isinstance(entry, dict):
-                self.say(path, f"the {kind} {name!r} has no 'class'{_meant('class', args)}")
+                self.say(path, f"the {kind} {name!r} has no 'class'{_instead('class', args)}")
 
     def policies(self, data: Any) -> Iterator[PolicySpec]:
         if data is None:
@@ -250,8 +254,10 @@ class _Parser:
         window = self.window(data, path)
         kinds = [kind for kind in _KINDS if kind in data]
         if len(kinds) != 1:
-            got = " and ".join(kinds) if kinds else f"none{_meant_kind(data)}"
-            self.say(path, f"a policy names exactly one of {', '.join(_KINDS)}; got {got}")
+            strange = [key for key in data if key not in (*_WINDOW_KEYS, "epochs")]
+            if kinds or not any(_is_like(kind, strange) for kind in _KINDS):  # else that key has been reported
+                got = " and ".join(kinds) or "none"
+                self.say(path, f"a policy names exactly one of {', '.join(_KINDS)}; got {got}")
             return None
         kind = kinds[0]
         where = (*path, kind)
@@ -313,7 +319,7 @@ class _Parser:
     def only(self, data: Mapping[str, Any], known: Iterable[str], path: tuple[str | int, ...]) -> None:
         for key in data:
             if key not in known:
-                hint = _belongs(key, known) or did_you_mean(key, known)
+                hint = _belongs(key, data, path) or did_you_mean(key, known)
                 self.say((*path, key), f"unknown key {key!r}{hint}", key=True)
 
     def say(self, path: tuple[str | int, ...], message: str, *, key: bool = False) -> None:
@@ -330,19 +336,20 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _belongs(key: str, known: Iterable[str]) -> str:
+def _belongs(key: str, data: Mapping[str, Any], path: tuple[str | int, ...]) -> str:
     """The end of a message about a key of a policy that stands one level too high or too low."""
-    if "epochs" in known and key in _COMPONENT_KEYS:
-        return f"; it belongs one level deeper, below {' or '.join(map(repr, _KINDS))}"
-    if "instance_name" in known and key in (*_WINDOW_KEYS, "epochs"):
-        return "; it belongs one level up, beside the policy's kind"
+    depth = len(path) if path[:1] == ("policies",) else 0
+    kind = next((kind for kind in _KINDS if kind in data), "the policy's kind")
+    if depth == 2 and key in _COMPONENT_KEYS:
+        return f"; it belongs one level deeper, below {kind!r}"
+    if depth == 3 and key in (*_WINDOW_KEYS, "epochs"):
+        return f"; it belongs one level up, beside {path[-1]!r}"
     return ""
 
 
-def _meant(word: str, keys: Iterable[str]) -> str:
-    hint = did_you_mean(word, keys)
-    return hint if "did you mean" in hint else ""
+def _is_like(word: str, keys: Iterable[str]) -> bool:
+    return "did you mean" in did_you_mean(word, keys)
 
 
-def _meant_kind(data: Mapping[str, Any]) -> str:
-    return "".join(dict.fromkeys(hint for kind in _KINDS if (hint := _meant(kind, data))))
+def _instead(word: str, keys: Iterable[str]) -> str:
+    return next((f"; is it {key!r}?" for key in keys if _is_like(word, [key])), "")

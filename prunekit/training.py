@@ -2,204 +2,38 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import random
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
-from torch import Tensor
-from torch.nn import Module
-from torch.optim import Optimizer
-from torch.utils.data import DataLoader
 
+from prunekit.application import Application, device_of, evaluate, to_device
+from prunekit.checkpoint import (
+    CHECKPOINT,
+    load_checkpoint,
+    random_states,
+    replace_file,
+    seed_everything,
+    set_random_states,
+)
 from prunekit.components import Origin
 from prunekit.errors import PrunekitError, StateError
 from prunekit.learning_rate import learning_rates
 from prunekit.masks import count_nonzero
 from prunekit.parameters import Parameters
+from prunekit.results import Baseline, Change, EpochResult, MinibatchResult, ParameterResult, TrainingResult
 from prunekit.schedule import Schedule
 from prunekit.scheduler import CompressionScheduler
 from prunekit.trace import FILE_NAME, Level, Trace
 
-CHECKPOINT = "checkpoint.pt"
-RESULT = "result.json"
 _DECIDING = ("pruner", "regularizer", "quantizer")
-
-
-@dataclass
-class Application:
-    """All that a training run needs besides its schedule.
-
-    Attributes:
-        model: the network.
-        optimizer: over the model's parameters.
-        train_loader: batches of (inputs, targets).
-        test_loader: batches to evaluate on, likewise.
-        loss: (outputs, targets) -> scalar.
-    """
-
-    model: Module
-    optimizer: Optimizer
-    train_loader: DataLoader[Any]
-    test_loader: DataLoader[Any]
-    loss: Callable[[Tensor, Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """How good a model is: the mean loss, and the fraction of right answers where targets are classes."""
-
-    loss: float
-    accuracy: float | None
-
-
-@dataclass(frozen=True)
-class EpochResult:
-    """What came of an epoch.
-
-    Attributes:
-        epoch: counted from 0.
-        train_loss: mean over the mini-batches, without the terms that policies add.
-        loss: of the evaluation after the epoch, with every mask applied.
-        accuracy: likewise; None where targets are no classes.
-        learning_rate: of the optimizer's first group during the epoch.
-        sparsity: of all parameters together, after the epoch.
-        seconds: training and evaluation.
-    """
-
-    epoch: int
-    train_loss: float
-    loss: float
-    accuracy: float | None
-    learning_rate: float
-    sparsity: float
-    seconds: float
-
-
-@dataclass(frozen=True)
-class MinibatchResult:
-    """A mini-batch has been trained on. Reading `loss` waits for the device: do that now and then only.
-
-    Attributes:
-        epoch, minibatch: counted from 0.
-        minibatches_per_epoch: how many there are.
-        sparsity: of all parameters together, when the epoch began.
-    """
-
-    epoch: int
-    minibatch: int
-    minibatches_per_epoch: int
-    sparsity: float
-    _total: Tensor
-    _optimizer: Optimizer
-
-    @property
-    def loss(self) -> float:
-        """The mean over the epoch so far."""
-        return float(self._total) / (self.minibatch + 1)
-
-    @property
-    def learning_rate(self) -> float:
-        """Of the optimizer's first group."""
-        return learning_rates(self._optimizer)[0]
-
-
-@dataclass(frozen=True)
-class Change:
-    """By whose hand the zeros in a parameter came, and the first and the last epoch in which it moved them."""
-
-    component: str
-    policy: str
-    plugin: str
-    version: str
-    first_epoch: int
-    last_epoch: int
-
-
-@dataclass(frozen=True)
-class ParameterResult:
-    """What became of a parameter, counted from the tensor as a forward pass sees it."""
-
-    name: str
-    shape: tuple[int, ...]
-    dense: int
-    nonzero: int
-    changes: tuple[Change, ...]
-
-    @property
-    def sparsity(self) -> float:
-        """The fraction of zeros."""
-        return sparsity_of([self])
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """The dense model to compare with: of the last epoch before the first mask, or (`epoch` None) a twin of its own."""
-
-    loss: float
-    accuracy: float | None
-    epoch: int | None
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """What came of a run.
-
-    Attributes:
-        loss: of the last evaluation, after training has ended.
-        accuracy: likewise.
-        dense: what to compare that with; None where pruning began with the first epoch.
-        parameters: what became of each, in the model's order.
-        epochs: what came of each, those before a resume too.
-        seconds: of the whole run.
-        run_dir: the folder with trace, checkpoint and result, if the run has one.
-        settings: what the run was started with.
-    """
-
-    loss: float
-    accuracy: float | None
-    dense: Baseline | None
-    parameters: tuple[ParameterResult, ...]
-    epochs: tuple[EpochResult, ...]
-    seconds: float
-    run_dir: Path | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def trace(self) -> Path | None:
-        """The trace's file."""
-        return None if self.run_dir is None else self.run_dir / FILE_NAME
-
-    @property
-    def pruned(self) -> tuple[ParameterResult, ...]:
-        """The parameters that a policy has changed."""
-        return tuple(parameter for parameter in self.parameters if parameter.changes)
-
-    def to_dict(self) -> dict[str, Any]:
-        """All of it as JSON can hold it; numbers that are not finite become None."""
-        data = asdict(self)
-        data["run_dir"] = None if self.run_dir is None else str(self.run_dir)
-        for entry, parameter in zip(data["parameters"], self.parameters, strict=True):
-            entry["sparsity"] = parameter.sparsity
-        data["totals"] = {"pruned": _total(self.pruned), "all": _total(self.parameters)}
-        plain: dict[str, Any] = _finite(data)
-        return plain
-
-    def write(self) -> None:
-        """Write `result.json` into the run's folder, if there is one."""
-        if self.run_dir is not None:
-            text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
-            _replace(self.run_dir / RESULT, lambda path: path.write_text(text + "\n", encoding="utf-8"))
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -277,60 +111,6 @@ def dense_schedule(schedule: Schedule) -> Schedule:
     return Schedule(components, [policy for policy in schedule.policies if policy.kind == "lr_scheduler"])
 
 
-@torch.no_grad()
-def evaluate(application: Application) -> Evaluation:
-    """The mean loss over the test loader, and the accuracy where targets are classes. Waits for the device once."""
-    application.model.eval()
-    device = device_of(application.model)
-    loss, right = torch.zeros((), device=device), torch.zeros((), dtype=torch.long, device=device)
-    samples = answers = 0
-    for inputs, targets in application.test_loader:
-        inputs, targets = _move(inputs, device), _move(targets, device)
-        outputs = application.model(inputs)
-        number = len(targets) if isinstance(targets, Tensor) and targets.dim() else 1
-        loss += application.loss(outputs, targets) * number
-        samples += number
-        if _are_classes(outputs, targets):
-            right += (outputs.argmax(1) == targets).sum()
-            answers += targets.numel()
-    mean = float(loss) / samples if samples else math.nan
-    return Evaluation(mean, int(right) / answers if answers else None)
-
-
-def device_of(model: Module) -> torch.device:
-    """Where a model's first parameter is."""
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-
-
-def sparsity_of(parameters: Iterable[ParameterResult]) -> float:
-    """The fraction of zeros in parameters together."""
-    both = [(parameter.dense, parameter.nonzero) for parameter in parameters]
-    dense = sum(number for number, _ in both)
-    return (dense - sum(number for _, number in both)) / max(dense, 1)
-
-
-def load_checkpoint(run_dir: str | Path, *, mmap: bool = False) -> dict[str, Any]:
-    """The last checkpoint of a run; `mmap` reads no tensor before it is used.
-
-    Raises:
-        StateError: there is none, or it can't be read.
-    """
-    path = Path(run_dir) / CHECKPOINT
-    if not path.is_file():
-        raise StateError(f"no run to resume in {str(run_dir)!r}: there is no {CHECKPOINT}")
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except Exception as error:
-        raise StateError(f"{str(path)!r} can't be read: {type(error).__name__}: {error}") from error
-    missing = sorted(_KEYS - state.keys()) if isinstance(state, dict) else sorted(_KEYS)
-    if missing:
-        raise StateError(f"{str(path)!r} is not the checkpoint of a run: it has no {missing[0]!r}")
-    return state
-
-
-_KEYS = {"model", "optimizer", "scheduler", "epoch", "random", "generators", "history", "seconds", "settings"}
-
-
 class _Run:
     """One run: its parts, and what has come of it so far."""
 
@@ -358,7 +138,7 @@ class _Run:
             self.restore(checkpoint)
         self.scheduler.on_train_begin()
         if checkpoint is not None:
-            _set_random_states(checkpoint["random"], self.generators(), checkpoint["generators"])
+            set_random_states(checkpoint["random"], self.generators(), checkpoint["generators"])
         else:
             self.save()
 
@@ -417,7 +197,7 @@ class _Run:
         sparsity = self.scheduler.sparsity() if self.on_minibatch is not None else 0.0
         for inputs, targets in self.scheduler.minibatches(loader):
             optimizer.zero_grad()
-            loss = self.application.loss(model(_move(inputs, device)), _move(targets, device))
+            loss = self.application.loss(model(to_device(inputs, device)), to_device(targets, device))
             self.scheduler.total_loss(loss).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             total += loss.detach()
@@ -476,14 +256,14 @@ class _Run:
             "optimizer": self.application.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "epoch": self.done,
-            "random": _random_states(),
+            "random": random_states(),
             "generators": [generator.get_state() for generator in self.generators()],
             "history": [asdict(result) for result in self.history],
             "seconds": self.seconds(),
             "settings": self.settings,
         }
         self.folder.mkdir(parents=True, exist_ok=True)
-        _replace(self.folder / CHECKPOINT, lambda path: torch.save(state, path))
+        replace_file(self.folder / CHECKPOINT, lambda path: torch.save(state, path))
 
     def restore(self, checkpoint: Mapping[str, Any]) -> None:
         """Everything but the random numbers, which come last."""
@@ -553,73 +333,6 @@ def _scheduler(
     if isinstance(schedule, Mapping):
         return CompressionScheduler.from_dict(schedule, model, optimizer, epochs=epochs, trace=trace)
     return CompressionScheduler.from_yaml(schedule, model, optimizer, epochs=epochs, trace=trace)
-
-
-def seed_everything(seed: int) -> None:
-    """Seed the random numbers of torch, numpy and Python."""
-    torch.manual_seed(seed)
-    numpy.random.seed(seed % 2**32)
-    random.seed(seed)
-
-
-def _random_states() -> dict[str, Any]:
-    name, keys, position, has_gauss, cached = numpy.random.get_state(legacy=True)
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": (str(name), [int(key) for key in keys], int(position), int(has_gauss), float(cached)),
-        "python": random.getstate(),
-    }
-
-
-def _set_random_states(states: Mapping[str, Any], generators: list[torch.Generator], own: list[Tensor]) -> None:
-    torch.set_rng_state(states["torch"])
-    if states["cuda"] and len(states["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(states["cuda"])
-    name, keys, *rest = states["numpy"]
-    numpy.random.set_state((name, numpy.array(keys, dtype=numpy.uint32), *rest))
-    random.setstate(states["python"])
-    if len(own) != len(generators):
-        raise StateError(f"the run's loaders had {len(own)} generators of their own, now they have {len(generators)}")
-    for generator, state in zip(generators, own, strict=True):
-        generator.set_state(state)
-
-
-def _move(data: Any, device: torch.device) -> Any:
-    if isinstance(data, Tensor):
-        return data.to(device, non_blocking=True)
-    if isinstance(data, Mapping):
-        return {key: _move(value, device) for key, value in data.items()}
-    return type(data)(_move(value, device) for value in data) if type(data) in (list, tuple) else data
-
-
-def _are_classes(outputs: Any, targets: Any) -> bool:
-    if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor) or targets.is_floating_point():
-        return False
-    return outputs.dim() > 1 and (outputs.shape[0], *outputs.shape[2:]) == tuple(targets.shape)
-
-
-def _total(parameters: Iterable[ParameterResult]) -> dict[str, Any]:
-    chosen = list(parameters)
-    counts = {"dense": sum(p.dense for p in chosen), "nonzero": sum(p.nonzero for p in chosen)}
-    return {"parameters": len(chosen), **counts, "sparsity": sparsity_of(chosen)}
-
-
-def _finite(data: Any) -> Any:
-    if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, list | tuple):
-        return [_finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
-
-
-def _replace(path: Path, write: Callable[[Path], object]) -> None:
-    temporary = path.with_name(f"{path.name}.part")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _or_none(place: Callable[[Any], Any], holder: Any) -> Any:

@@ -109,6 +109,7 @@ def test_golden_trace_of_a_whole_run() -> None:
         ("info", "masks changed", "policies[3]", 1),
         ("info", "learning rate changed", "policies[0]", 1),
         ("info", "loss terms", "", 1),
+        ("info", "weights zeroed", "policies[2]", 1),
         ("info", "window closes", "policies[2]", 1),
         ("info", "window closes", "policies[3]", 1),
         ("info", "masks changed", "policies[1]", 2),

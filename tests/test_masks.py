@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers import MLP, SILENT, batches, pruning, train_attached, train_explicit, window, zeros
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
+from test_bus import Recorder
 from torch import nn
 
-from prunekit import CompressionScheduler, PrunekitError, prune_lowest
+from prunekit import CompressionScheduler, PrunekitError, Trace, prune_lowest
 from prunekit.masks import Masks
 
 OPTIMIZERS = {
@@ -170,6 +170,39 @@ def test_skip_first_minibatch_prunes_from_the_second_on() -> None:
             nn.functional.cross_entropy(model(x), y).backward()
             optimizer.step()
     assert seen == [0, 48, 48]
+
+
+def test_pruning_every_39th_step_of_391_an_epoch_fires_when_planned() -> None:
+    """Peers line 5: "every 0.1 epoch" by floating-point modulo fires once in 101. Here steps are integers."""
+    logger = Recorder()
+    args = {"mini_batch_pruning_frequency": 39}
+    model = MLP()
+    schedule = pruning(args=args, when=window(0, 2))
+    scheduler = CompressionScheduler.from_dict(schedule, model, trace=Trace(logger=logger))
+    for epoch in range(3):
+        scheduler.on_epoch_begin(epoch)
+        for minibatch in range(391):
+            scheduler.on_minibatch_begin(epoch, minibatch, 391)
+            scheduler.on_minibatch_end(epoch, minibatch, 391)
+        scheduler.on_epoch_end(epoch)
+    fired = [391 * line["epoch"] + line.get("minibatch", 0) for line in logger.events("masks changed")]
+    assert fired == [0, *range(39, 391, 39), 391, *range(429, 782, 39)]
+
+
+def test_schedulers_share_no_state() -> None:
+    """Peers line 20: a mutable default leaks one pruner's settings into the next."""
+    schedule = pruning("SensitivityPruner", sensitivities={"fc1.weight": 0.5})
+    narrow, wide = MLP(), MLP()
+    with torch.no_grad():
+        wide.fc1.weight.mul_(100)
+    first, second = (CompressionScheduler.from_dict(schedule, model, trace=SILENT) for model in (narrow, wide))
+    for scheduler in (first, second):
+        scheduler.on_epoch_begin(0)
+    assert torch.equal(first.masks["fc1.weight"], second.masks["fc1.weight"]), "each by its own standard deviation"
+    sigmas = [
+        scheduler.state_dict()["components"]["pruners.p"]["sigmas"]["fc1.weight"] for scheduler in (first, second)
+    ]
+    assert sigmas[1] == pytest.approx(100 * sigmas[0])
 
 
 def test_a_target_applied_again_changes_nothing() -> None:

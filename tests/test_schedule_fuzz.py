@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,8 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, event, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, event, given, settings, strategies as st
 
 from examples.models.alexnet import AlexNet
 from prunekit import CompressionScheduler, Schedule, ScheduleError, Trace
@@ -307,6 +307,8 @@ def test_a_changed_schedule_is_accepted_or_refused_with_positions(text: str, epo
     else:
         event("accepted")
         assert dump(Schedule.from_text(schedule.to_yaml()).to_dict()) == schedule.to_yaml()
+        given_policies = schedule.source.data["policies"] or []
+        assert len(schedule.policies) == len(given_policies)
 
 
 def must_have_positions(error: ScheduleError, text: str) -> None:
@@ -315,6 +317,28 @@ def must_have_positions(error: ScheduleError, text: str) -> None:
     assert places == sorted(places)
     assert places
     assert [place for place in places if not (1 <= place[0] <= lines and place[1] >= 1)] == []
+
+
+keys = st.sampled_from([*WORDS, "policies", "pruners", "pruner", "class", "instance_name", "epochs", "args", "version"])
+odd = st.sampled_from(
+    [*ODD_DATA, b"", {1, 2}, object(), (1, 2), {("a", 1): 2}, {1: {None: True}}, 3 + 4j, Path(), print]
+)
+data = st.recursive(
+    odd | keys | st.integers(-2, 9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=6),
+)
+
+
+@settings(max_examples=500, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(
+    given_data=st.fixed_dictionaries({"policies": st.lists(data, max_size=3), "pruners": data, "regularizers": data})
+)
+def test_any_dict_is_accepted_or_refused(given_data: Any) -> None:
+    options = {"registry": REGISTRY, "trace": Trace(level="error")}
+    before = repr(given_data)
+    with contextlib.suppress(ScheduleError):
+        CompressionScheduler.from_dict(given_data, MODEL, torch.optim.SGD(MODEL.parameters(), lr=0.1), **options)
+    assert repr(given_data) == before
 
 
 @pytest.mark.parametrize("text", GOOD)

@@ -17,22 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset
 
 from prunekit import PrunekitError, Schedule, ScheduleError, StateError
+from prunekit.application import Application, evaluate
+from prunekit.checkpoint import CHECKPOINT, load_checkpoint, seed_everything
+from prunekit.results import RESULT, Baseline, Change, MinibatchResult
 from prunekit.trace import read
-from prunekit.training import (
-    CHECKPOINT,
-    RESULT,
-    Application,
-    Baseline,
-    Change,
-    MinibatchResult,
-    TrainingInterrupted,
-    default_epochs,
-    dense_schedule,
-    evaluate,
-    load_checkpoint,
-    seed_everything,
-    train,
-)
+from prunekit.training import TrainingInterrupted, default_epochs, dense_schedule, train
 
 
 class Noisy(Dataset[tuple[Tensor, Tensor]]):
@@ -101,7 +90,7 @@ def test_the_result_counts_zeros_in_the_tensors_and_says_by_whose_hand_they_came
     result = train(run, agp(1, 6), 6, seed=0)
     weight, *others = result.parameters
     assert (weight.name, weight.shape, weight.dense) == ("0.weight", (8, 6), 48)
-    assert weight.nonzero == int(run.model[0].weight.count_nonzero()) == 12  # type: ignore[index,union-attr,operator]
+    assert weight.nonzero == int(run.model[0].weight.count_nonzero()) == 12
     assert weight.sparsity == 0.75
     assert weight.changes == (
         Change("AutomatedGradualPruner 'agp'", "policies[0]", "prunekit-agp-pruner", "0.1.0", 1, 5),
@@ -175,7 +164,7 @@ def test_evaluation_sees_the_masks_that_only_the_forward_pass_has() -> None:
     run = application()
     result = train(run, schedule, 2, seed=0)
     assert result.parameters[0].sparsity == 0.75
-    assert int(run.model[0].weight.count_nonzero()) == 48  # type: ignore[index,union-attr,operator]
+    assert int(run.model[0].weight.count_nonzero()) == 48
 
 
 # What it leaves behind
@@ -317,7 +306,7 @@ def test_a_run_resumes_only_as_itself(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="saved under another schedule"):
         train(application(), agp(1, 7), 7, run_dir=tmp_path, resume=True)
     other = application()
-    other.model[0] = nn.Linear(6, 9)  # type: ignore[index,operator]
+    other.model[0] = nn.Linear(6, 9)
     with pytest.raises(StateError, match="does not fit the application"):
         train(other, agp(), 6, run_dir=tmp_path, resume=True)
     (tmp_path / CHECKPOINT).write_bytes(b"no checkpoint")

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 EXTRA = ("click", "rich", "rich_click")
 
 
 def main() -> None:
     """What the `prunekit` script runs."""
-    try:
-        from prunekit.cli.group import prunekit
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] not in EXTRA:
-            raise
-        text = f"prunekit's command line needs {error.name!r}; install it with: pip install 'prunekit[cli]'"
-        raise SystemExit(text) from None
+    missing = [name for name in EXTRA if find_spec(name) is None]
+    if missing:
+        what = f"prunekit's command line needs {' and '.join(missing)}"
+        raise SystemExit(f"{what}; install it with: pip install 'prunekit[cli]'")
+    from prunekit.cli.group import prunekit
+
     prunekit(prog_name="prunekit")

@@ -17,7 +17,7 @@ from prunekit.cli.console import complain, misuse
 from prunekit.errors import did_you_mean
 
 if TYPE_CHECKING:
-    from prunekit.training import Application
+    from prunekit.application import Application
 
 
 def load_application(spec: str, seed: int) -> Application:
@@ -26,7 +26,8 @@ def load_application(spec: str, seed: int) -> Application:
     Raises:
         SystemExit: there is no such module or function, or it gives no Application; what is there has been said.
     """
-    from prunekit.training import Application, seed_everything
+    from prunekit.application import Application
+    from prunekit.checkpoint import seed_everything
 
     function = _function(spec)
     arguments = {"seed": seed} if "seed" in inspect.signature(function).parameters else {}

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from prunekit.cli.console import complain, new_console
 
 if TYPE_CHECKING:
-    from prunekit.training import EpochResult, MinibatchResult
+    from prunekit.results import EpochResult, MinibatchResult
 
 SECONDS_BETWEEN_LOOKS = 0.1
 """Reading a loss waits for the device: the bar does not look at every mini-batch's."""

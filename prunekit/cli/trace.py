@@ -70,14 +70,14 @@ def trace(
 
     if run.is_dir() and not (run / FILE_NAME).exists():
         raise misuse(f"{str(run)!r} holds no {FILE_NAME}")
-    wanted = Filter(level, hook, policy, epochs)
-    lines = [line for line in read(run) if isinstance(line, Mapping)]
-    chosen = [line for line in lines if wanted.takes(line)]
+    wanted, shown = Filter(level, hook, policy, epochs), 0
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-    for line in chosen:
-        click.echo(json.dumps(line) if as_json else "\n".join(readable(line, width)))
-    if lines and not chosen:
-        complain(f"none of {len(lines)} lines is like that; {_there(lines)}")
+    for line in read(run):
+        if isinstance(line, Mapping) and wanted.takes(line):
+            click.echo(json.dumps(line) if as_json else "\n".join(readable(line, width)))
+            shown += 1
+    if not shown:
+        complain(_there([line for line in read(run) if isinstance(line, Mapping)]))
 
 
 def readable(line: Mapping[str, Any], width: int | None = None) -> list[str]:
@@ -158,6 +158,8 @@ def _names_of_policy(line: Mapping[str, Any]) -> set[str]:
 
 
 def _there(lines: list[Mapping[str, Any]]) -> str:
+    """What one could have asked for."""
     policies = sorted({" ".join((line["policy"], line.get("component", ""))) for line in lines if line.get("policy")})
     hooks = sorted({_what(line) for line in lines})
-    return f"there are {', '.join(hooks)}" + (f"; of {', '.join(policies)}" if policies else "")
+    known = f"; there are {', '.join(hooks)}" if hooks else ""
+    return f"none of {len(lines)} lines is like that{known}" + (f"; of {', '.join(policies)}" if policies else "")

@@ -8,43 +8,19 @@ import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from datetime import datetime
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
 from prunekit.cli.application import load_application
-from prunekit.cli.console import FAILED, INTERRUPTED, complain, errors_shown, misuse
+from prunekit.cli.console import FAILED, INTERRUPTED, complain, errors_shown
+from prunekit.cli.wanted import Wanted, wanted_run
 
 if TYPE_CHECKING:
+    from prunekit.results import Baseline, TrainingResult
     from prunekit.schedule import Schedule
-    from prunekit.training import Baseline, TrainingResult
-
-_SAVED = ("schedule", "app", "epochs", "seed", "device", "trace_level", "dense_baseline")
-_DEFAULTS = {"seed": 0, "trace_level": "info", "dense_baseline": False}
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What a run is asked to do."""
-
-    schedule: Schedule | Path
-    app: str
-    epochs: int | None
-    seed: int
-    device: str | None
-    trace_level: Any
-    dense_baseline: bool
-    run_dir: Path
-    resume: bool
-    name: str
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What the checkpoint keeps of it, so that `--resume` needs nothing else."""
-        return {**{key: getattr(self, key) for key in _SAVED}, "schedule": self.name}
 
 
 @click.command()
@@ -73,47 +49,15 @@ def train(**options: Any) -> None:
     """
     try:
         with _terminated_like_interrupted(), errors_shown():
-            _run(_wanted(options))
+            _run(wanted_run(options))
     except KeyboardInterrupt:
         complain("interrupted")
         raise SystemExit(INTERRUPTED) from None
 
 
-def _wanted(options: dict[str, Any]) -> Wanted:
-    given = {key: value for key, value in options.items() if value is not None}
-    folder, saved = given.get("resume"), {}
-    if folder is not None and "run_dir" in given:
-        raise misuse("--resume goes on in its own folder: give no --run-dir")
-    if folder is not None:
-        from prunekit.schedule import Schedule
-        from prunekit.training import load_checkpoint
-
-        checkpoint = load_checkpoint(folder, mmap=True)
-        saved = {key: value for key, value in checkpoint["settings"].items() if value is not None}
-        if "schedule" not in given:
-            given["schedule"] = Schedule.from_text(checkpoint["scheduler"]["schedule"], str(folder))
-    merged = {**dict.fromkeys(_SAVED), **_DEFAULTS, **saved, **given}
-    for key, what in (("schedule", "SCHEDULE"), ("app", "--app")):
-        if merged[key] is None:
-            raise misuse(f"{what} is missing")
-    schedule = merged["schedule"]
-    name = str(schedule) if isinstance(schedule, Path) else saved.get("schedule", str(folder))
-    run_dir = folder or given.get("run_dir") or _new_run_dir(Path(name))
-    wanted = {**{key: merged[key] for key in _SAVED}, "name": name}
-    return Wanted(**wanted, run_dir=run_dir, resume=folder is not None)
-
-
-def _new_run_dir(schedule: Path) -> Path:
-    base = Path("runs") / f"{schedule.stem}-{datetime.now():%Y%m%d-%H%M%S}"
-    others = (base.with_name(f"{base.name}-{number}") for number in range(2, 10_000))
-    return base if not base.exists() else next(path for path in others if not path.exists())
-
-
 def _run(wanted: Wanted) -> None:
     from prunekit.cli.report import report
 
-    wanted = replace(wanted, epochs=wanted.epochs or _default_epochs(wanted.schedule))
-    _check_device(wanted.device)
     result = _train(wanted, wanted.schedule, wanted.run_dir, resume=wanted.resume)
     if wanted.dense_baseline:
         result = replace(result, dense=_twin(wanted))
@@ -121,39 +65,14 @@ def _run(wanted: Wanted) -> None:
     report(result)
 
 
-def _default_epochs(schedule: Schedule | Path) -> int:
-    from prunekit.errors import ScheduleError
-    from prunekit.schedule import Schedule, parse
-    from prunekit.source import Source
-    from prunekit.training import default_epochs
-
-    parsed, problems = (schedule, []) if isinstance(schedule, Schedule) else parse(Source.from_file(schedule))
-    epochs = default_epochs(parsed)
-    if epochs is None and problems:
-        raise ScheduleError(problems)
-    if epochs is None:
-        raise misuse("the schedule has no policy that says how long to train: give --epochs")
-    return epochs
-
-
-def _check_device(device: str | None) -> None:
-    import torch
-
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise misuse(f"--device {device!r} can't be used: {str(error).splitlines()[0]}") from None
-
-
 def _train(
     wanted: Wanted, schedule: Schedule | Path, run_dir: Path, *, resume: bool, label: str = ""
 ) -> TrainingResult:
     from prunekit.cli.progress import Display
     from prunekit.errors import PrunekitError
-    from prunekit.training import TrainingInterrupted
-    from prunekit.training import train as run
+    from prunekit.training import TrainingInterrupted, train as run
 
-    application, epochs = load_application(wanted.app, wanted.seed), wanted.epochs or 1
+    application, epochs = load_application(wanted.app, wanted.seed), wanted.epochs
     with Display(epochs, label) as display:
         try:
             return run(
@@ -187,8 +106,10 @@ def _train(
 
 def _twin(wanted: Wanted) -> Baseline:
     """The dense model: the same application, seed and epochs, under the schedule's learning rates alone."""
+    from prunekit.checkpoint import CHECKPOINT
+    from prunekit.results import Baseline
     from prunekit.schedule import Schedule
-    from prunekit.training import CHECKPOINT, Baseline, dense_schedule
+    from prunekit.training import dense_schedule
 
     schedule = wanted.schedule if isinstance(wanted.schedule, Schedule) else Schedule.from_yaml(wanted.schedule)
     folder = wanted.run_dir / "dense"
@@ -198,7 +119,7 @@ def _twin(wanted: Wanted) -> Baseline:
 
 
 def _say_how_to_resume(run_dir: Path) -> None:
-    from prunekit.training import CHECKPOINT
+    from prunekit.checkpoint import CHECKPOINT
 
     if (run_dir / CHECKPOINT).exists():
         folder = shlex.quote(str(run_dir))

@@ -13,9 +13,9 @@ from prunekit.cli.application import load_application
 from prunekit.cli.console import FAILED, complain
 
 if TYPE_CHECKING:
+    from prunekit.application import Application
     from prunekit.errors import Problem
     from prunekit.schedule import Schedule
-    from prunekit.training import Application
 
 Finding = tuple[str, "Problem"]
 """A problem and how severe it is: 'error' or 'warning'."""

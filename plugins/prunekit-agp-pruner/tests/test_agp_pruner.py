@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from prunekit_agp_pruner import AutomatedGradualPruner
 from structlog.testing import capture_logs
 from torch import nn

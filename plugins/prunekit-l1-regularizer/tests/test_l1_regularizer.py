@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from prunekit_l1_regularizer import L1Regularizer
 from torch import Tensor, nn
 
@@ -220,7 +219,7 @@ def test_the_trace_names_the_penalty_and_what_was_dropped(tmp_path: Path) -> Non
     lines = list(read(tmp_path))
     dropped = [line["sparsity"] for line in lines if line["event"] == "weights zeroed"]
     means = [line["means"] for line in lines if line["event"] == "loss terms"]
-    assert dropped == [{"fc1.weight": 0.5}, {"fc1.weight": 0.5}]
+    assert dropped == [{"fc1.weight": [1 / 6, 0.5]}, {"fc1.weight": [0.5, 0.5]}]
     assert means == [{"l1": pytest.approx(0.25 * 3.85)}, {"l1": pytest.approx(0.25 * 3.5)}]
 
 

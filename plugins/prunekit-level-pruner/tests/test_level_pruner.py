@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from prunekit_level_pruner import SparsityLevelParameterPruner
 from structlog.testing import capture_logs
 from torch import nn

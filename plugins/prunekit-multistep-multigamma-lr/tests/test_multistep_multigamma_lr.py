@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from prunekit_multistep_multigamma_lr import MultiStepMultiGammaLR
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LRScheduler

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from prunekit_polynomial_lr import PolynomialLR
 from torch.optim import SGD, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler

@@ -8,8 +8,7 @@ from typing import Any
 import prunekit_torch_lr
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from torch.optim import SGD, Adam, Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import ConstantLR, ExponentialLR, LinearLR, LRScheduler
 
@@ -370,7 +369,7 @@ def test_what_does_not_fit_is_refused_at_load_with_its_position(tmp_path: Path) 
         "3:7 lr_schedulers.lr: StepLR needs 'step_size' (int)",
         "3:30 lr_schedulers.lr.gamma: must be a valid number, got 'high'",
         "3:37 lr_schedulers.lr.gama: StepLR has no argument 'gama'; did you mean 'gamma'?",
-        "3:40 lr_schedulers.lr.milestones: must be a valid array, got 3",
+        "3:40 lr_schedulers.lr.milestones: must be a list, got 3",
         "3:68 lr_schedulers.lr.cycle_momentum: must be a valid boolean, got 1",
         "3:15 lr_schedulers.lr.class: ReduceLROnPlateau refuses its arguments: ValueError: Factor should be < 1.0.",
     ]

@@ -1,0 +1,151 @@
+"""`prunekit plugins`: what is installed, without importing it; what of it works, by importing it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from prunekit.cli.group import prunekit
+
+WORKING = """
+class Thinner:
+    def __init__(self, weights: list[str]) -> None:
+        self.targets = weights
+    def compute_masks(self, parameters, context):
+        return {}
+
+class AutomatedGradualPruner(Thinner):
+    pass
+"""
+LISTENER = """
+from prunekit import hookimpl
+
+@hookimpl
+def list_components(kind):
+    return ["Tomorrow"] if kind == "extension" else []
+"""
+
+
+def offer(folder: Path, name: str, groups: dict[str, dict[str, str]], **modules: str) -> None:
+    """Lay a distribution where Python finds it: its metadata, and the modules that it has."""
+    info = folder / f"{name.replace('-', '_')}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    lines = [f"[{group}]\n" + "\n".join(f"{k} = {v}" for k, v in offers.items()) for group, offers in groups.items()]
+    (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
+    for module, text in modules.items():
+        (folder / f"{module}.py").write_text(text)
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of distributions: one that works, one without its module, one whose import fails, a listener."""
+    working = {"Thinner": "pk_working:Thinner", "AutomatedGradualPruner": "pk_working:AutomatedGradualPruner"}
+    offer(tmp_path, "pk-working", {"prunekit.pruners": working}, pk_working=WORKING)
+    offer(tmp_path, "pk-gone", {"prunekit.regularizers": {"Gone": "pk_gone.inner:Gone"}})
+    offer(
+        tmp_path,
+        "pk-failing",
+        {"prunekit.pruners": {"Failing": "pk_failing:F"}},
+        pk_failing="raise OSError('no licence')",
+    )
+    offer(tmp_path, "pk-listener", {"prunekit": {"watcher": "pk_listener"}}, pk_listener=LISTENER)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(prunekit, ["plugins", *arguments])
+
+
+def rows(*arguments: str) -> dict[tuple[str, str, str], dict[str, Any]]:
+    found = json.loads(run("--json", *arguments).stdout)
+    return {(row["kind"], row["name"], row["distribution"]): row for row in found}
+
+
+def test_the_table_has_what_is_installed_in_the_order_of_kinds() -> None:
+    result = run()
+    assert result.exit_code == 0
+    lines = [line.split() for line in result.stdout.splitlines()]
+    assert lines[0] == ["kind", "name", "distribution", "version", "state"]
+    assert ["pruner", "AutomatedGradualPruner", "prunekit-agp-pruner", "0.1.0", "ok"] in lines
+    kinds = [line[0] for line in lines[1:]]
+    order = ["pruner", "regularizer", "quantizer", "lr_scheduler", "extension", "listener"]
+    assert kinds == sorted(kinds, key=order.index)
+
+
+@pytest.mark.usefixtures("site")
+def test_metadata_alone_shows_what_is_broken_or_shadowed() -> None:
+    found = rows()
+    assert found["pruner", "Thinner", "pk-working"]["state"] == "ok"
+    gone = found["regularizer", "Gone", "pk-gone"]
+    assert (gone["state"], gone["reason"]) == ("broken", "there is no module 'pk_gone'")
+    assert found["pruner", "Failing", "pk-failing"]["state"] == "ok"
+    mine = found["pruner", "AutomatedGradualPruner", "pk-working"]
+    hint = "so does prunekit-agp-pruner 0.1.0; say class: pk-working:AutomatedGradualPruner"
+    assert (mine["state"], mine["reason"]) == ("shadowed", hint)
+    assert found["pruner", "AutomatedGradualPruner", "prunekit-agp-pruner"]["state"] == "shadowed"
+    assert run().exit_code == 0
+
+
+@pytest.mark.usefixtures("site")
+@pytest.mark.parametrize("name", ["watcher", "pk-listener"])
+def test_a_listener_that_is_switched_off_is_disabled(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert rows()["listener", "watcher", "pk-listener"]["state"] == "ok"
+    monkeypatch.setenv("PRUNEKIT_DISABLE", f"other,{name}")
+    assert rows()["listener", "watcher", "pk-listener"]["state"] == "disabled"
+    assert ("extension", "Tomorrow", "pk-listener") not in rows("--check")
+
+
+@pytest.mark.usefixtures("site")
+def test_a_check_imports_and_shows_why_something_is_broken() -> None:
+    result = run("--check")
+    assert result.exit_code == 1
+    assert "pruner 'Failing' of pk-failing:" in result.stderr
+    assert "raise OSError('no licence')" in result.stderr
+    found = rows("--check")
+    failing = found["pruner", "Failing", "pk-failing"]
+    assert failing["state"] == "broken"
+    assert "OSError: no licence" in failing["reason"]
+    assert found["regularizer", "Gone", "pk-gone"]["state"] == "broken"
+    assert found["pruner", "AutomatedGradualPruner", "pk-working"]["state"] == "shadowed"
+
+
+@pytest.mark.usefixtures("site")
+def test_a_check_lists_what_listeners_offer_at_run_time() -> None:
+    assert ("extension", "Tomorrow", "pk-listener") not in rows()
+    assert rows("--check")["extension", "Tomorrow", "pk-listener"]["state"] == "ok"
+
+
+def test_a_check_of_what_works_ends_well() -> None:
+    result = run("--check")
+    assert (result.exit_code, result.stderr) == (0, "")
+
+
+def test_without_a_check_no_plugin_is_imported(site: Path) -> None:
+    script = """if True:
+        import json, sys
+        from importlib.metadata import entry_points
+        from prunekit.cli import main
+        sys.argv = ["prunekit", "plugins"]
+        try:
+            main()
+        except SystemExit as end:
+            assert not end.code
+        groups = [group for group in entry_points().groups if group.split(".")[0] == "prunekit"]
+        modules = {entry.module.partition(".")[0] for group in groups for entry in entry_points(group=group)}
+        print(json.dumps([sorted(modules), sorted(modules & set(sys.modules))]))
+    """
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    command = [sys.executable, "-c", script]
+    output = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+    offered, imported = json.loads(output.splitlines()[-1])
+    assert {"prunekit_agp_pruner", "pk_working", "pk_listener"} <= set(offered)
+    assert imported == []

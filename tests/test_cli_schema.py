@@ -1,0 +1,215 @@
+"""`prunekit schema`: what it accepts and refuses is what prunekit accepts and refuses."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterable, Iterator
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pytest
+from click.testing import CliRunner
+from jsonschema import Draft202012Validator
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from prunekit.build import build
+from prunekit.cli.group import prunekit
+from prunekit.jsonschema import schema_document
+from prunekit.plugins import create_registry, load_listeners
+from prunekit.registry import Found, Offer, Registry
+from prunekit.schedule import parse
+from prunekit.source import Source
+
+SCHEDULES = sorted((Path(__file__).parent.parent / "examples" / "schedules").glob("*.yaml"))
+
+
+class Layer(TypedDict):
+    share: Annotated[float, Field(ge=0, le=1)]
+
+
+class First:
+    """Prunes first.
+
+    And says more.
+    """
+
+    def __init__(self, layers: dict[str, Layer], mode: Literal["up", "down"] = "up") -> None: ...
+
+    def compute_masks(self) -> None: ...
+
+
+class Second:
+    def __init__(self, layers: list[int]) -> None: ...
+
+
+class Offered(Offer):
+    def load(self) -> Any:
+        if self.name == "Broken":
+            return super().load()
+        return globals()[self.name]
+
+
+def offer(name: str, distribution: str) -> Offer:
+    return Offered("pruner", name, distribution, "1.0", EntryPoint(name, f"no_such_module:{name}", "prunekit.pruners"))
+
+
+def find(kind: str, name: str) -> Found | None:
+    return Found(Second, "late", "2.0") if (kind, name) == ("extension", "Late") else None
+
+
+def names(kind: str) -> Iterable[str]:
+    return ["Late"] if kind == "extension" else []
+
+
+REGISTRY = Registry([offer("First", "one"), offer("Second", "one"), offer("Second", "two")], find, names)
+
+
+@pytest.fixture(scope="module")
+def installed() -> Draft202012Validator:
+    return Draft202012Validator(schema_document(create_registry(load_listeners()[0])))
+
+
+def agp(**changes: Any) -> dict[str, Any]:
+    keys = {"initial_sparsity": 0.1, "final_sparsity": 0.9, "weights": ["fc.weight"]}
+    return {"agp": {"class": "AutomatedGradualPruner", **keys, **changes}}
+
+
+def schedule(policy: dict[str, Any] | None = None, pruner: dict[str, Any] | None = None) -> dict[str, Any]:
+    window = {"epochs": [0, 2]} if policy is None else policy
+    entry = {"pruner": {"instance_name": "agp"}, **window}
+    return {"version": 1, "pruners": pruner or agp(), "policies": [entry]}
+
+
+def accepts(validator: Draft202012Validator, data: Any) -> bool:
+    # As JSON, as an editor sees it.
+    return validator.is_valid(json.loads(json.dumps(data)))
+
+
+def test_the_command_prints_a_valid_schema_and_nothing_else() -> None:
+    result = CliRunner().invoke(prunekit, ["schema"])
+    assert (result.exit_code, result.stderr) == (0, "")
+    document = json.loads(result.stdout)
+    Draft202012Validator.check_schema(document)
+    assert document["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+
+
+@pytest.mark.parametrize("path", SCHEDULES, ids=lambda path: path.name)
+def test_the_schema_judges_every_example_as_prunekit_does(installed: Draft202012Validator, path: Path) -> None:
+    source = Source.from_file(path)
+    parsed, problems = parse(source)
+    problems += build(parsed, create_registry(load_listeners()[0])).problems
+    assert accepts(installed, source.data) == (not problems)
+
+
+GOOD = [
+    schedule(),
+    schedule({"starting_epoch": 0, "ending_epoch": 4}),
+    schedule({"starting_epoch": 0, "ending_epoch": 4, "frequency": 2}),
+    schedule(pruner=agp(weights="*.weight")),
+    schedule(pruner=agp(**{"class": "prunekit-agp-pruner:AutomatedGradualPruner"})),
+    {**schedule(), "regularizers": None, "extensions": {}},
+    {"policies": None},
+    {"policies": []},
+]
+BAD = [
+    {},
+    [],
+    {"version": 2, "policies": []},
+    {**schedule(), "polices": []},
+    schedule(pruner=agp(final_sparsty=0.9)),
+    schedule(pruner=agp(final_sparsity="0.9")),
+    schedule(pruner=agp(final_sparsity=8)),
+    schedule(pruner=agp(**{"class": "AutomatedGradualPrunr"})),
+    schedule(pruner={"agp": {"class": "AutomatedGradualPruner", "final_sparsity": 0.9, "weights": "*"}}),
+    schedule(pruner={"agp": {"initial_sparsity": 0.1}}),
+    schedule(pruner={"agp": None}),
+    schedule({}),
+    schedule({"starting_epoch": 0}),
+    schedule({"epochs": [0], "starting_epoch": 0, "ending_epoch": 4}),
+    schedule({"epochs": [0], "frequency": 1}),
+    schedule({"epochs": []}),
+    schedule({"epochs": [-1]}),
+    schedule({"starting_epoch": 0, "ending_epoch": 4, "frequency": 0}),
+    schedule({"starting_epoch": 0, "ending_epoch": 4, "frequncy": 1}),
+    {**schedule(), "policies": [{"epochs": [0]}]},
+    {
+        **schedule(),
+        "policies": [{"pruner": {"instance_name": "agp"}, "extension": {"instance_name": "x"}, "epochs": [0]}],
+    },
+    {**schedule(), "policies": [{"pruner": {}, "epochs": [0]}]},
+    {**schedule(), "policies": [{"pruner": {"instance_name": "agp", "args": {"keep_masks": True}}, "epochs": [0]}]},
+    {**schedule(), "policies": [{"lr_scheduler": {"instance_name": "agp", "args": {"x": 1}}, "epochs": [0]}]},
+]
+
+
+@pytest.mark.parametrize("data", GOOD, ids=str)
+def test_what_prunekit_accepts_the_schema_accepts(installed: Draft202012Validator, data: Any) -> None:
+    assert list(problems_of(data)) == []
+    assert accepts(installed, data)
+
+
+@pytest.mark.parametrize("data", BAD, ids=str)
+def test_what_the_schema_refuses_prunekit_refuses(installed: Draft202012Validator, data: Any) -> None:
+    assert list(problems_of(data)) != []
+    assert not accepts(installed, data)
+
+
+def problems_of(data: Any) -> Iterator[Any]:
+    parsed, problems = parse(Source.from_data(copy.deepcopy(data)))
+    yield from problems
+    yield from build(parsed, create_registry(load_listeners()[0])).problems
+
+
+def test_policies_take_the_args_of_their_kind(installed: Draft202012Validator) -> None:
+    data = schedule()
+    data["policies"][0]["pruner"]["args"] = {"mini_batch_pruning_frequency": 3, "keep_mask": True}
+    assert accepts(installed, data)
+    data["policies"][0]["pruner"]["args"] = {"mini_batch_pruning_frequency": -3}
+    assert not accepts(installed, data)
+
+
+def test_a_class_that_listeners_offer_is_known_by_both_its_names(installed: Draft202012Validator) -> None:
+    policies = [{"lr_scheduler": {"instance_name": "lr"}, "epochs": [0]}]
+    for name in ("StepLR", "prunekit-torch-lr:StepLR"):
+        data = {"lr_schedulers": {"lr": {"class": name, "step_size": 3}}, "policies": policies}
+        assert accepts(installed, data)
+        data["lr_schedulers"]["lr"]["step_siez"] = 3
+        assert not accepts(installed, data)
+
+
+def section(class_: str, **keys: Any) -> dict[str, Any]:
+    return {"pruners": {"p": {"class": class_, **keys}}, "policies": []}
+
+
+def test_definitions_of_different_classes_keep_apart() -> None:
+    validator = Draft202012Validator(schema_document(REGISTRY))
+    assert accepts(validator, section("First", layers={"fc": {"share": 0.5}}, mode="down"))
+    assert accepts(validator, section("one:First", layers={}))
+    assert not accepts(validator, section("First", layers={"fc": {"share": 2}}))
+    assert not accepts(validator, section("First", layers={}, mode="left"))
+    assert not accepts(validator, section("First", layers=[1]))
+    assert accepts(validator, section("one:Second", layers=[1]))
+
+
+def test_a_name_that_two_distributions_offer_needs_its_distribution() -> None:
+    validator = Draft202012Validator(schema_document(REGISTRY))
+    assert not accepts(validator, section("Second", layers=[1]))
+    assert accepts(validator, section("two:Second", layers=[1]))
+
+
+def test_the_schema_says_what_a_class_is_for_and_what_its_defaults_are() -> None:
+    definition = schema_document(REGISTRY)["$defs"]["pruner.one:First"]
+    assert definition["description"] == "Prunes first."
+    assert definition["properties"]["mode"] == {"enum": ["up", "down"], "type": "string", "default": "up"}
+    assert definition["required"] == ["layers"]
+
+
+def test_a_broken_plugin_is_left_out_with_a_word() -> None:
+    told: list[str] = []
+    document = schema_document(Registry([offer("First", "one"), offer("Broken", "three")]), told.append)
+    assert document["$defs"]["pruner"]["properties"]["class"]["enum"] == ["First", "one:First"]
+    assert len(told) == 1
+    assert "'Broken' of three 1.0 can't be imported" in told[0]

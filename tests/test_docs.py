@@ -1,0 +1,466 @@
+"""The documentation is executed: every Python, YAML and console block of README.md, docs/ and the plugins' READMEs.
+
+The blocks of a page run in order, in one folder and one namespace:
+
+    ```python             is run; a ```text block right behind it holds what it prints
+    ```python file        is written only, not run
+    ```python signature   is compared with prunekit: names, order, defaults and annotations of each `def` in it
+    ```yaml               is loaded against `Network` below, or the application in `# model: examples.mnist:lenet5`
+    ```yaml error         is refused, with exactly the message in the ```text block right behind it
+    ```yaml fragment      is no whole schedule: YAML that prunekit can read
+    ```console            `$ prunekit …` is run, and what follows is its output; `$ pip install ./folder` too
+
+A first line such as `# schedule.yaml` or `# my_app.py` writes the block to that file. In expected output `…` stands for
+anything; clock times, losses and accuracies may be other numbers. Commands that end with `# long` run only where
+PRUNEKIT_LONG is set.
+"""
+
+from __future__ import annotations
+
+import ast
+import glob
+import importlib
+import inspect
+import os
+import re
+import shlex
+import sys
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from contextlib import redirect_stdout, suppress
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import structlog
+import torch
+from click.testing import CliRunner
+from torch import Tensor, nn
+
+import prunekit
+from prunekit import (
+    ComponentSpec,
+    CompressionScheduler,
+    PolicySpec,
+    Progress,
+    Schedule,
+    ScheduleError,
+    Trace,
+    Window,
+    hookimpl,
+    hookspecs,
+)
+from prunekit.plugins import HOOKS
+from prunekit.source import Source
+from prunekit.trace import LEVELS, read
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("plugins/*/README.md"))]
+LONG = bool(os.environ.get("PRUNEKIT_LONG"))
+
+FENCE = re.compile(r"^```(?P<info>[^`\n]*)\n(?P<text>.*?)^```[ ]*$", re.MULTILINE | re.DOTALL)
+FILE_NAME = re.compile(r"# ([\w./-]+\.(?:py|yaml|toml))\n")
+MODEL = re.compile(r"\A(?:#.*\n)*?# model: (\S+)")
+LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
+ANY = "…"
+VARIES = [
+    (re.compile(r"\d\d:\d\d:\d\d\.\d+"), "TIME"),
+    (re.compile(r"\b\d+\.\d+ (s|ms)\b"), r"N \1"),
+    (re.compile(r"\b(loss|accuracy:?) \d+\.\d+%?"), r"\1 N"),
+]
+
+
+class Network(nn.Module):
+    """The layers that schedules in the documentation name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(12, 8), nn.Linear(8, 4)
+        self.conv1, self.conv2 = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+        self.conv3, self.fc = nn.Conv2d(8, 16, 1), nn.Linear(16, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.conv3(torch.relu(self.conv2(torch.relu(self.conv1(images)))))
+        return self.fc(features.mean((2, 3))) + self.fc2(torch.relu(self.fc1(images.flatten(1)[:, :12])))
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block of a page; `after` is the block that follows with nothing in between."""
+
+    page: Path
+    line: int
+    info: str
+    text: str
+    after: Block | None = None
+
+    @property
+    def place(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+    @property
+    def language(self) -> str:
+        return self.info.split()[0] if self.info else ""
+
+    @property
+    def mode(self) -> str:
+        return self.info.removeprefix(self.language).strip()
+
+    @property
+    def expected(self) -> str | None:
+        """The text block right behind it."""
+        return self.after.text if self.after is not None and self.after.info == "text" else None
+
+
+def blocks_of(page: Path) -> list[Block]:
+    text, found = page.read_text(encoding="utf-8"), []
+    matches = list(FENCE.finditer(text))
+    for match in reversed(matches):
+        later = found[-1] if found else None
+        following = matches[matches.index(match) + 1 :][:1]
+        adjacent = bool(following) and not text[match.end() : following[0].start()].strip()
+        line = text.count("\n", 0, match.start()) + 1
+        found.append(Block(page, line, match["info"].strip(), match["text"], later if adjacent else None))
+    return found[::-1]
+
+
+def page_id(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+# Blocks run
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_every_block_of_a_page_does_what_the_page_says(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, subtests: pytest.Subtests
+) -> None:
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "80")
+    module = ModuleType("page_of_docs")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    known = set(sys.modules)
+    try:
+        for block in blocks_of(page):
+            with subtests.test(block.place):
+                run(block, module, monkeypatch)
+    finally:
+        structlog.reset_defaults()
+        for name in set(sys.modules) - known:
+            if str(getattr(sys.modules[name], "__file__", None)).startswith(str(tmp_path)):
+                del sys.modules[name]
+
+
+def run(block: Block, module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = FILE_NAME.match(block.text)
+    if name is not None:
+        Path(name[1]).parent.mkdir(parents=True, exist_ok=True)
+        Path(name[1]).write_text(block.text, encoding="utf-8")
+    if block.language == "yaml":
+        read_yaml(block, name[1] if name is not None else "schedule.yaml")
+    elif block.language == "python" and block.mode == "signature":
+        compare_signatures(block)
+    elif block.language == "python" and (block.mode != "file" or name is None):
+        run_python(block, module)
+    elif block.language == "console":
+        for command, output in commands_of(block):
+            run_command(block, command, output, monkeypatch)
+
+
+def run_python(block: Block, module: ModuleType) -> None:
+    assert not block.mode, f"{block.place}: there is no ```{block.info}"
+    code = compile("\n" * block.line + block.text, str(block.page), "exec", dont_inherit=True)
+    printed = StringIO()
+    with redirect_stdout(printed):
+        exec(code, vars(module))
+    if block.expected is not None:
+        must_match(block, printed.getvalue(), block.expected)
+
+
+def read_yaml(block: Block, name: str) -> None:
+    Path(name).write_text(block.text, encoding="utf-8")
+    if block.mode == "fragment":
+        assert Source.from_text(block.text).problems == []
+        return
+    assert block.mode in ("", "error"), f"{block.place}: there is no ```{block.info}"
+    model, optimizer = subject(block.text)
+    if block.mode == "error":
+        with pytest.raises(ScheduleError) as error:
+            CompressionScheduler.from_yaml(name, model, optimizer, trace=Trace(level="error"))
+        assert block.expected is not None, f"{block.place}: no ```text block with the message follows"
+        assert str(error.value) == block.expected.rstrip("\n")
+    else:
+        CompressionScheduler.from_yaml(name, model, optimizer, trace=Trace(level="error"))
+
+
+def subject(schedule: str) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """The model that a schedule is written for, and its optimizer."""
+    named = MODEL.match(schedule)
+    if named is not None:
+        module, _, function = named[1].partition(":")
+        application = getattr(importlib.import_module(module), function)()
+        return application.model, application.optimizer
+    model = Network()
+    return model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+
+def commands_of(block: Block) -> Iterator[tuple[str, str]]:
+    """Each command of a console block, with the output that the page shows."""
+    for part in re.split(r"^\$ ", block.text, flags=re.MULTILINE)[1:]:
+        command, _, output = part.replace("\\\n", " ").partition("\n")
+        yield command, output
+
+
+def run_command(block: Block, command: str, output: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = shlex.split(command, comments=True)
+    variables = dict(word.split("=", 1) for word in words if re.match(r"[A-Z_]+=", word))
+    words = [word for word in words if not re.match(r"[A-Z_]+=", word)]
+    if words[:2] == ["pip", "install"] and words[2].startswith("./"):
+        monkeypatch.syspath_prepend(str(installed(Path(words[2]))))
+    elif words[0] == "prunekit" and (LONG or "# long" not in f"{command} {block.mode}"):
+        from prunekit.cli.group import prunekit as group
+
+        arguments = [match for word in words[1:] for match in (sorted(glob.glob(word)) or [word])]
+        result = CliRunner().invoke(group, arguments, env=variables, prog_name="prunekit")
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        if output.strip():
+            must_match(block, result.output, output)
+        else:
+            assert result.exit_code == 0, result.output
+
+
+def installed(folder: Path) -> Path:
+    """What pip would do with a folder: build its wheel, and unpack that where Python finds it."""
+    from flit_core import buildapi
+
+    here, site = Path.cwd(), Path.cwd() / "site-packages"
+    os.chdir(folder)
+    try:
+        wheel = here / buildapi.build_wheel(str(here))
+    finally:
+        os.chdir(here)
+    with zipfile.ZipFile(wheel) as files:
+        files.extractall(site)
+    return site
+
+
+def must_match(block: Block, output: str, expected: str) -> None:
+    """Lines must be equal but for what varies, and for the dots."""
+    got, wanted = tidy(output), tidy(expected)
+    pattern = ".*".join(re.escape(part) for part in wanted.split(ANY))
+    if re.fullmatch(pattern, got, re.DOTALL) is None:
+        raise AssertionError(f"{block.place} shows\n{wanted}\n\nand the output is\n{got}")
+
+
+def tidy(output: str) -> str:
+    for pattern, replacement in VARIES:
+        output = pattern.sub(replacement, output)
+    return "\n".join(re.sub(r" +", " ", line).rstrip() for line in output.strip().splitlines())
+
+
+# Signatures
+
+
+def compare_signatures(block: Block) -> None:
+    for function, owner in functions_of(ast.parse(block.text)):
+        if owner:
+            real = inspect.getattr_static(getattr(prunekit, owner), function.name)
+        else:
+            real = getattr(hookspecs if function.name in HOOKS else prunekit, function.name)
+        real = inspect.unwrap(getattr(real, "__func__", getattr(real, "fget", real)))
+        (source,) = ast.parse(inspect.cleandoc("\n" + inspect.getsource(real))).body
+        assert isinstance(source, ast.FunctionDef)
+        assert signature(function) == signature(source), block.place
+
+
+def functions_of(tree: ast.Module) -> Iterator[tuple[ast.FunctionDef, str]]:
+    for node in tree.body:
+        assert isinstance(node, ast.FunctionDef | ast.ClassDef)
+        if isinstance(node, ast.FunctionDef):
+            yield node, ""
+        else:
+            yield from ((function, node.name) for function in node.body if isinstance(function, ast.FunctionDef))
+
+
+def signature(function: ast.FunctionDef) -> str:
+    returns = "" if function.returns is None else f" -> {ast.unparse(function.returns)}"
+    return f"{function.name}({ast.unparse(function.args)}){returns}"
+
+
+def headings(page: str) -> list[str]:
+    text = FENCE.sub("", (ROOT / "docs" / page).read_text(encoding="utf-8"))
+    return [line.lstrip("# ").strip("`") for line in text.splitlines() if line.startswith("#")]
+
+
+def test_every_hook_has_a_heading_and_its_exact_signature() -> None:
+    hooks = [heading for heading in headings("hooks.md") if re.fullmatch(r"[a-z]+_[a-z_]+", heading)]
+    assert hooks == list(HOOKS)
+    blocks = [block for block in blocks_of(ROOT / "docs" / "hooks.md") if block.info == "python signature"]
+    documented = [function.name for block in blocks for function, _ in functions_of(ast.parse(block.text))]
+    assert documented == list(HOOKS)
+    for block in blocks:
+        for function, _ in functions_of(ast.parse(block.text)):
+            names = [argument.arg for argument in function.args.args]
+            assert names == list(inspect.signature(getattr(hookspecs, function.name)).parameters)
+
+
+def test_every_public_name_and_method_is_on_the_python_page() -> None:
+    text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    members = [name for name, _ in inspect.getmembers_static(CompressionScheduler) if name[0] != "_"]
+    words = set(re.findall(r"\w+", text))
+    assert [name for name in [*prunekit.__all__, *members] if name not in words] == []
+
+
+# The trace
+
+
+def described_lines() -> dict[str, tuple[str, set[str]]]:
+    """Each line of the trace as the page has it: its level and its keys."""
+    rows = table(ROOT / "docs" / "trace.md", "event")
+    return {row[0].strip("`"): (row[1], set(re.findall(r"`(\w+)`", row[2]))) for row in rows}
+
+
+def test_every_line_that_the_code_can_write_is_on_the_page_of_the_trace() -> None:
+    written = {event for path in sorted(ROOT.glob("prunekit/*.py")) for event in events_of(ast.parse(path.read_text()))}
+    assert sorted(described_lines()) == sorted(written)
+
+
+def events_of(tree: ast.Module) -> Iterator[str]:
+    """The constants that stand where an event is expected: in calls of the trace, and of functions with an `event`."""
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    places = {f.name: [argument.arg for argument in f.args.args if argument.arg != "self"] for f in functions}
+    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+        function, _, name = ast.unparse(call.func).rpartition(".")
+        of_trace = function.endswith("trace") and name in LEVELS
+        place = 0 if of_trace else places.get(name, []).index("event") if "event" in places.get(name, []) else None
+        argument = call.args[place] if place is not None and place < len(call.args) else None
+        if isinstance(argument, ast.Constant):
+            yield argument.value
+
+
+EVENTFUL = """
+version: 1
+pruners:
+  gradual: {class: AutomatedGradualPruner, initial_sparsity: 0, final_sparsity: 0.5, weights: fc1.weight}
+  fleeting: {class: SparsityLevelParameterPruner, levels: {fc.weight: 0.5}}
+regularizers:
+  sparse: {class: L1Regularizer, reg_regims: {fc2.weight: 0.1}, threshold_criteria: Max}
+lr_schedulers:
+  decay: {class: ExponentialLR, gamma: 0.5}
+policies:
+  - {pruner: {instance_name: gradual}, epochs: [0, 1]}
+  - {pruner: {instance_name: fleeting, args: {discard_masks_at_minibatch_end: true}}, epochs: [0]}
+  - {regularizer: {instance_name: sparse, args: {keep_mask: true}}, epochs: [0, 1]}
+  - {lr_scheduler: {instance_name: decay}, epochs: [0, 1, 2]}
+"""
+
+
+class Stumbles:
+    """An extension that fails as epoch 2 ends."""
+
+    @hookimpl
+    def on_epoch_end(self, progress: Progress) -> None:
+        if progress.epoch == 2:
+            raise RuntimeError("over")
+
+
+def eventful_run(folder: Path) -> None:
+    schedule = Schedule.from_text(EVENTFUL)
+    failing = ComponentSpec("extension", "failing", Stumbles), PolicySpec("extension", "failing", Window(0, 3))
+    schedule = Schedule([*schedule.components, failing[0]], [*schedule.policies, failing[1]])
+    model = Network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = CompressionScheduler(schedule, model, optimizer, trace=Trace(folder, "debug", logger=None))
+    with suppress(RuntimeError):
+        for _ in scheduler.epochs(3):
+            for images in scheduler.minibatches([torch.ones(2, 3, 8, 8)]):
+                scheduler.total_loss(model(images).sum()).backward()
+                optimizer.step()
+    scheduler.load_state_dict(scheduler.state_dict())
+    scheduler.on_train_end()
+
+
+def test_the_lines_of_a_run_have_the_level_and_the_keys_that_the_page_says(tmp_path: Path) -> None:
+    eventful_run(tmp_path)
+    described, seen = described_lines(), set()
+    for line in read(tmp_path):
+        level, keys = described[line["event"]]
+        assert level == line["level"], line
+        assert line.keys() - {"event", "level", "timestamp"} <= keys, line
+        seen.add(line["event"])
+    from_elsewhere = {"modules quantized", "plugin broken", "plugin changed", "schedule"}
+    assert described.keys() - seen == from_elsewhere | {"training interrupted", "training failed"}
+
+
+def table(page: Path, first: str) -> list[list[str]]:
+    """The rows of the table whose first column is called `first`."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    start = next(index for index, line in enumerate(lines) if line.startswith(f"| {first} |")) + 2
+    rows = []
+    for line in lines[start:]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
+    return rows
+
+
+# Pages
+
+
+def test_every_installed_plugin_has_a_row_in_the_list() -> None:
+    rows = {re.sub(r"[`*\[\]]|\(.*\)", "", row[0]): row for row in table(ROOT / "docs" / "plugins.md", "class")}
+    missing = []
+    for path in sorted(ROOT.glob("plugins/*/pyproject.toml")):
+        project = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
+        for group, entries in project["entry-points"].items():
+            for name in entries if group != "prunekit" else ():
+                if not any(project["name"] in cell for cell in rows.get(name, [])):
+                    missing.append(f"{name} of {project['name']}")
+    assert missing == []
+
+
+def test_every_relative_link_leads_somewhere() -> None:
+    broken = []
+    for page in PAGES:
+        for target in LINK.findall(FENCE.sub("", page.read_text(encoding="utf-8"))):
+            file = target.partition("#")[0]
+            if file and not re.match(r"[a-z]+:", target) and not (page.parent / file).exists():
+                broken.append(f"{page_id(page)}: {target}")
+    assert broken == []
+
+
+def test_every_page_stands_in_the_table_of_contents() -> None:
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    contents = [name for toc in re.findall(r"```\{toctree\}\n(.*?)```", index, re.DOTALL) for name in toc.split("\n")]
+    pages = {path.stem for path in ROOT.glob("docs/*.md")} - {"index"}
+    assert pages <= set(contents)
+
+
+def test_a_block_that_is_wrong_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checks themselves: what a page says and what happens must be told apart."""
+    monkeypatch.chdir(tmp_path)
+
+    def check(*blocks: tuple[str, str]) -> Any:
+        page = ROOT / "docs" / "index.md"
+        after = Block(page, 1, *blocks[1]) if len(blocks) > 1 else None
+        run(Block(page, 1, *blocks[0], after), ModuleType("wrong"), monkeypatch)
+
+    with pytest.raises(AssertionError, match="shows"):
+        check(("python", "print(1)\n"), ("text", "2\n"))
+    with pytest.raises(AssertionError, match="shows"):
+        check(("console", "$ prunekit --version\nprunekit 99\n"))
+    with pytest.raises(ScheduleError):
+        check(("yaml", "version: 2\npolicies: []\n"))
+    with pytest.raises(pytest.fail.Exception, match="DID NOT RAISE"):
+        check(("yaml error", "version: 1\npolicies: []\n"), ("text", "wrong\n"))
+    with pytest.raises(AssertionError, match="wrong"):
+        check(("yaml error", "version: 2\npolicies: []\n"), ("text", "wrong\n"))
+    with pytest.raises(AssertionError, match="on_epoch_begin"):
+        check(("python signature", "def on_epoch_begin(model): ...\n"))
