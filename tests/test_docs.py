@@ -24,9 +24,9 @@ import inspect
 import os
 import re
 import shlex
+import shutil
 import sys
 import tomllib
-import zipfile
 from collections.abc import Iterator
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
@@ -237,17 +237,18 @@ def run_command(block: Block, command: str, output: str, monkeypatch: pytest.Mon
 
 
 def installed(folder: Path) -> Path:
-    """What pip would do with a folder: build its wheel, and unpack that where Python finds it."""
-    from flit_core import buildapi
-
-    here, site = Path.cwd(), Path.cwd() / "site-packages"
-    os.chdir(folder)
-    try:
-        wheel = here / buildapi.build_wheel(str(here))
-    finally:
-        os.chdir(here)
-    with zipfile.ZipFile(wheel) as files:
-        files.extractall(site)
+    """What pip would leave of a project in a folder: its module, and the metadata that Python finds plugins by."""
+    project = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    site, module = Path.cwd() / "site-packages", project["name"].replace("-", "_")
+    info = site / f"{module}-{project['version']}.dist-info"
+    info.mkdir(parents=True)
+    shutil.copy(folder / f"{module}.py", site)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
+    groups = [
+        f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in entries.items())
+        for group, entries in project["entry-points"].items()
+    ]
+    (info / "entry_points.txt").write_text("\n".join(groups))
     return site
 
 
