@@ -58,17 +58,21 @@ def arguments_of(cls: type, kind: Kind) -> list[Argument]:
     ]
 
 
-def check_arguments(cls: type, kind: Kind, values: Mapping[str, Any]) -> Iterable[ArgumentError]:
-    """What is wrong with a section's keys: unknown, missing, of a wrong type, out of range."""
+def check_arguments(cls: type, kind: Kind, values: Mapping[str, Any], who: str = "") -> Iterable[ArgumentError]:
+    """What is wrong with a section's keys: unknown, missing, of a wrong type, out of range.
+
+    `who` has the arguments, in the messages: the class, by default.
+    """
+    who = who or cls.__name__
     known = {argument.name: argument for argument in arguments_of(cls, kind)}
     for name in values:
         if name not in known:
-            yield ArgumentError(name, message=f"{cls.__name__} has no argument {name!r}{did_you_mean(name, known)}")
+            yield ArgumentError(name, message=f"{who} has no argument {name!r}{did_you_mean(name, known)}")
     for name, argument in known.items():
         if name in values:
             yield from check_value(argument.adapter(), values[name], (name,))
         elif argument.required:
-            yield ArgumentError(message=f"{cls.__name__} needs {name!r} ({type_name(argument.annotation)})")
+            yield ArgumentError(message=f"{who} needs {name!r} ({type_name(argument.annotation)})")
 
 
 def check_value(adapter: TypeAdapter[Any], value: Any, path: tuple[str | int, ...]) -> Iterable[ArgumentError]:

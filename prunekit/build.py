@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import combinations
 from math import gcd, lcm
@@ -33,6 +34,7 @@ from prunekit.progress import Progress, Window
 from prunekit.registry import Found, Registry
 from prunekit.schedule import ComponentSpec, PolicySpec, Schedule
 from prunekit.selectors import select
+from prunekit.source import Path_, plain
 
 _METHODS: dict[Kind, tuple[str, ...]] = {
     "pruner": ("compute_masks",),
@@ -82,13 +84,16 @@ class _Builder:
         self.model, self.optimizer, self.epochs = model, optimizer, epochs
         self.parameters = None if model is None else Parameters.of(model)
         self.found: dict[tuple[str, str], Found] = {}
+        self.probes: dict[str, Any] = {}
         self.built = Built()
 
     def run(self) -> Built:
         for spec in self.schedule.components:
             self.component(spec)
-        for index, policy in enumerate(self.schedule.policies):
-            self.policy(index, policy)
+        for policy in self.schedule.policies:
+            self.policy(policy)
+        for policy in self.schedule.spoilt:
+            self.policy(policy, usable=False)
         self.built.problems += idle_policies(self.schedule, self.epochs)
         self.built.problems += exhausted(self.schedule, self.built.policies, self.epochs)
         for first, second in combinations(self.built.policies, 2):
@@ -120,72 +125,74 @@ class _Builder:
         hook_names(found.cls, found.distribution)
         return found
 
-    def make(self, spec: ComponentSpec, args: Mapping[str, Any], path: tuple[str | int, ...], key: str) -> Any:
+    def make(self, spec: ComponentSpec, args: Mapping[str, Any], path: Path_, key: str) -> Any:
         cls = self.found[spec.kind, spec.name].cls
-        errors = list(check_arguments(cls, spec.kind, args))
-        for error in errors:
-            self.say((*path, *error.keys), error.message, key=len(error.keys) == 1 and error.keys[0] not in _names(cls))
-        if errors:
+        if self.refuses(check_arguments(cls, spec.kind, args), path, _names(cls)):
+            self.probe(cls, args, key)
             return None
         try:
             if spec.kind == "lr_scheduler":
-                self.built.components[key] = LearningRateSchedule(cls, args, self.optimizer)
+                self.built.components[key] = LearningRateSchedule(cls, plain(args), self.optimizer)
             else:
-                self.built.components[key] = cls(**args)
+                self.built.components[key] = cls(**plain(args))
         except ArgumentError as error:
             self.say((*path, *error.keys), error.message)
         except Exception as error:
             self.say((*path, "class"), f"{spec.class_name} refuses its arguments: {_text(error)}")
         return self.built.components.get(key)
 
+    def probe(self, cls: type, args: Mapping[str, Any], key: str) -> None:
+        """A component with wrong arguments, if it lets itself be made: never used, only asked for its targets."""
+        with suppress(Exception):
+            self.probes[key] = cls(**{name: value for name, value in plain(args).items() if name in _names(cls)})
+
+    def refuses(self, errors: Iterable[ArgumentError], path: Path_, known: set[str]) -> bool:
+        """Say what is wrong with some keys, at the value, or at the key where that itself is wrong."""
+        errors = list(errors)
+        for error in errors:
+            self.say((*path, *error.keys), error.message, key=len(error.keys) == 1 and error.keys[0] not in known)
+        return bool(errors)
+
     # Policies
 
-    def policy(self, index: int, policy: PolicySpec) -> None:
+    def policy(self, policy: PolicySpec, usable: bool = True) -> None:
         spec = self.schedule.component(policy.kind, policy.instance_name)
-        path = ("policies", index, policy.kind)
+        path = ("policies", policy.place, policy.kind)
         args = self.policy_args(policy, (*path, "args"))
-        if spec is None or args is None or (spec.kind, spec.name) not in self.found:
+        if spec is None or (spec.kind, spec.name) not in self.found:
             return
-        made = self.built.components.get(".".join(spec.path))
-        if made is None:
-            return
-        where: tuple[str | int, ...] = spec.path
-        if policy.args.get("levels") is not None:
-            where = (*path, "args")
-            made = self.with_levels(spec, policy.args["levels"], index, where)
-        if made is not None:
-            self.add(index, policy, spec, made, args, where)
+        where: Path_ = spec.path
+        key = ".".join(spec.path)
+        if isinstance(policy.args.get("levels"), Mapping):
+            where, key = (*path, "args"), f"policies.{policy.place}"
+            self.with_levels(spec, policy.args["levels"], where, key)
+        made = self.built.components.get(key)
+        if made is not None and args is not None and usable:
+            self.add(policy, spec, made, args, where)
+        elif policy.kind in _ARGS:
+            self.owned(made or self.probes.get(key), spec, policy.window, where, probed=made is None)
 
-    def policy_args(self, policy: PolicySpec, path: tuple[str | int, ...]) -> Any:
+    def policy_args(self, policy: PolicySpec, path: Path_) -> Any:
         cls = _ARGS.get(policy.kind)
         if cls is None:
             return ()
-        errors, args = list(check_arguments(cls, policy.kind, policy.args)), None
-        try:
-            args = None if errors else cls(**policy.args)
-        except ArgumentError as contradiction:
-            errors = [contradiction]
-        for error in errors:
-            self.say((*path, *error.keys), error.message, key=len(error.keys) == 1)
-        return args
-
-    def with_levels(self, spec: ComponentSpec, levels: Any, index: int, path: tuple[str | int, ...]) -> Any:
-        """A component of its own for a policy that replaces its `levels`."""
-        if "levels" not in _names(self.found[spec.kind, spec.name].cls):
-            self.say((*path, "levels"), f"{spec.class_name} has no levels to replace", key=True)
+        if self.refuses(check_arguments(cls, policy.kind, policy.args, f"a {policy.kind}'s policy"), path, _names(cls)):
             return None
-        return self.make(spec, {**spec.args, "levels": levels}, path, f"policies.{index}")
+        try:
+            return cls(**policy.args)
+        except ArgumentError as contradiction:
+            self.refuses([contradiction], path, _names(cls))
+            return None
 
-    def add(
-        self,
-        index: int,
-        policy: PolicySpec,
-        spec: ComponentSpec,
-        component: Any,
-        args: Any,
-        path: tuple[str | int, ...],
-    ) -> None:
-        found = self.found[spec.kind, spec.name]
+    def with_levels(self, spec: ComponentSpec, levels: Any, path: Path_, key: str) -> None:
+        """A component of its own for a policy that replaces its `levels`."""
+        if "levels" in _names(self.found[spec.kind, spec.name].cls):
+            self.make(spec, {**spec.args, "levels": levels}, path, key)
+        else:
+            self.say((*path, "levels"), f"{spec.class_name} has no levels to replace", key=True)
+
+    def add(self, policy: PolicySpec, spec: ComponentSpec, component: Any, args: Any, path: Path_) -> None:
+        found, index = self.found[spec.kind, spec.name], policy.place
         origin = Origin(f"policies[{index}]", f"{spec.class_name} {spec.name!r}", found.distribution, found.version)
         common = {
             "index": index,
@@ -213,8 +220,10 @@ class _Builder:
         else:
             self.built.policies.append(HookPolicy(**common))
 
-    def owned(self, component: Any, spec: ComponentSpec, window: Window, path: tuple[str | int, ...]) -> dict[str, Any]:
-        """The parameters, settings and selectors of a component, checked."""
+    def owned(
+        self, component: Any, spec: ComponentSpec, window: Window, path: Path_, probed: bool = False
+    ) -> dict[str, Any]:
+        """The parameters, settings and selectors of a component, checked; of a probe only the selectors."""
         try:
             targets = component.targets
             targets = [targets] if isinstance(targets, str) else targets
@@ -226,12 +235,13 @@ class _Builder:
                 self.say((*path, *_place(self.at(path), selector)), message, key=isinstance(targets, Mapping))
             owned = {name: self.parameters.by_name[name] for name in selection.chosen}
             values = {name: settings[selector] for name, selector in selection.chosen.items()}
-            if hasattr(component, "check"):
+            if hasattr(component, "check") and not probed:
                 context = Context(self.model, {}, Progress(window.first), window, values, selection.chosen)
                 for error in component.check(owned, context):
                     self.say((*path, *error.keys), error.message)
         except Exception as error:
-            self.say((*spec.path, "class"), f"{spec.class_name} failed while it was being checked: {_text(error)}")
+            if not probed:
+                self.say((*spec.path, "class"), f"{spec.class_name} failed while it was being checked: {_text(error)}")
             return {}
         return {"parameters": owned, "targets": values, "selectors": selection.chosen}
 
@@ -269,7 +279,7 @@ class _Builder:
         message = f"{first.origin.policy} ({first.name!r}) {_OWNED_ALONE[first.kind]} {what} too; two policies may not"
         self.say(("policies", second.index, second.kind), message)
 
-    def say(self, path: tuple[str | int, ...], message: str, *, key: bool = False) -> None:
+    def say(self, path: Path_, message: str, *, key: bool = False) -> None:
         problem = self.schedule.source.problem(path, message, key=key)
         if problem not in self.built.problems:
             self.built.problems.append(problem)
@@ -279,10 +289,10 @@ def idle_policies(schedule: Schedule, epochs: int | None) -> list[Problem]:
     """Policies whose window opens after a run of this many epochs is over."""
     return [
         schedule.source.problem(
-            ("policies", index),
+            ("policies", policy.place),
             f"never acts: its first epoch is {policy.window.first}, and a run of {epochs} ends with {epochs - 1}",
         )
-        for index, policy in enumerate(schedule.policies)
+        for policy in schedule.policies
         if epochs is not None and policy.window.first >= epochs
     ]
 

@@ -22,7 +22,7 @@ from prunekit.components import (
     ZeroWeights,
 )
 from prunekit.errors import PluginError
-from prunekit.learning_rate import current_groups, learning_rates, set_groups
+from prunekit.learning_rate import current_groups, learning_rates, must_fit_groups, set_groups
 from prunekit.masks import Masks
 from prunekit.progress import Progress
 from prunekit.trace import Trace
@@ -60,14 +60,14 @@ class Ledger:
         """Do what an event's implementations returned, in their order: all of it, or nothing if a listener fails."""
         wanted = [(result.origin, effect) for result in results for effect in flatten(result.value)]
         for origin, effect in wanted:
-            if type(effect) not in _EFFECTS:
-                raise PluginError(f"{hook} of {origin} returned {effect!r}; an effect or None was expected")
+            self._must_fit(effect, f"{hook} of {origin}", optimizer)
         undo = self._snapshot([effect for _, effect in wanted], optimizer)
         try:
             for origin, effect in wanted:
                 _EFFECTS[type(effect)](self, effect, _Cause(origin, hook, progress, optimizer))
         except Exception:
             undo()
+            self.trace.warning("effects undone", hook=hook, **moment(progress))
             raise
 
     def set_masks(self, effect: SetMasks, cause: _Cause) -> None:
@@ -108,8 +108,7 @@ class Ledger:
     def set_learning_rates(self, effect: SetLearningRates, cause: _Cause) -> None:
         """A schedule has a new value."""
         optimizer = cause.optimizer
-        if optimizer is None:
-            raise PluginError(f"{cause.origin} sets a learning rate, and the scheduler has no optimizer")
+        assert optimizer is not None  # else it would have been refused
         before = learning_rates(optimizer)
         set_groups(optimizer, effect.groups)
         after = learning_rates(optimizer)
@@ -159,6 +158,18 @@ class Ledger:
             ]
             for name, changes in state.items()
         }
+
+    def _must_fit(self, effect: object, who: str, optimizer: Optimizer | None) -> None:
+        """Refuse what can't be carried out before anything is."""
+        if type(effect) not in _EFFECTS:
+            raise PluginError(f"{who} returned {effect!r}; an effect or None was expected")
+        try:
+            if isinstance(effect, SetMasks | ZeroWeights):
+                self.masks.must_fit(effect.masks)
+            if isinstance(effect, SetLearningRates):
+                must_fit_groups(effect.groups, optimizer)
+        except PluginError as error:
+            raise PluginError(f"{who} returned what does not fit: {error}") from None
 
     def _snapshot(self, effects: list[Any], optimizer: Optimizer | None) -> Callable[[], None]:
         """How to put everything back if a listener fails over what it hears; without listeners nothing is copied."""

@@ -120,7 +120,7 @@ def on_window_close(policy: Origin, progress: Progress) -> None:
 
 @hookspec
 def on_masks_changed(changes: Sequence[MaskChange], progress: Progress) -> None:
-    """Masks were set, kept, dropped, or weights zeroed; sparsities are counted from the tensors."""
+    """Masks were set or kept, or weights zeroed; sparsities are counted from the tensors."""
 
 
 @hookspec

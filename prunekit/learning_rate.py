@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
-from prunekit.errors import PrunekitError
+from prunekit.errors import PluginError, PrunekitError, did_you_mean
 
 
 class LearningRateSchedule:
@@ -122,6 +122,22 @@ def set_groups(optimizer: Optimizer, groups: Sequence[Mapping[str, Any]]) -> Non
                 group[key].fill_(value)
             else:
                 group[key] = value
+
+
+def must_fit_groups(groups: Sequence[Mapping[str, Any]], optimizer: Optimizer | None) -> None:
+    """Whether values can be written into an optimizer's groups.
+
+    Raises:
+        PluginError: there is no optimizer, it has another number of groups, or a group has no such key.
+    """
+    if optimizer is None:
+        raise PluginError("a learning rate, and the scheduler has no optimizer")
+    if len(groups) != len(optimizer.param_groups):
+        raise PluginError(f"values for {len(groups)} parameter groups; the optimizer has {len(optimizer.param_groups)}")
+    for values, group in zip(groups, optimizer.param_groups, strict=True):
+        for key in values:
+            if key not in group:
+                raise PluginError(f"the optimizer's groups have no {key!r}{did_you_mean(key, group)}")
 
 
 def current_groups(optimizer: Optimizer) -> list[dict[str, Any]]:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from prunekit.errors import PluginError, did_you_mean
+
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -103,6 +105,17 @@ class Masks(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def must_fit(self, masks: Mapping[str, object]) -> None:
+        """Whether these are masks of the model's parameters.
+
+        Raises:
+            PluginError: a name that the model lacks, or a mask that does not fit its parameter.
+        """
+        for name, mask in masks.items():
+            if name not in self._parameters:
+                raise PluginError(f"the model has no parameter {name!r}{did_you_mean(name, self._parameters)}")
+            must_fit(name, mask, self._parameters[name])
 
     # Changes
 
@@ -246,6 +259,17 @@ class Masks(Mapping[str, Tensor]):
         self._enforced = _Enforced.groups(e for e in self._entries.values() if not e.forward_only)
         self._in_forward = [e for n, e in self._entries.items() if e.only_in_forward and n in self._active]
         self._stale = False
+
+
+def must_fit(name: str, mask: object, parameter: Tensor) -> None:
+    """Whether something is a mask of a parameter.
+
+    Raises:
+        PluginError: it is not boolean, or not of the parameter's shape.
+    """
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != parameter.shape:
+        got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else repr(mask)
+        raise PluginError(f"the mask of {name!r} must be torch.bool {tuple(parameter.shape)}, got {got}")
 
 
 def count_nonzero(tensor: Tensor) -> int:

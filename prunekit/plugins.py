@@ -75,17 +75,17 @@ def create_registry(listeners: Iterable[Listener]) -> Registry:
             except Exception as error:
                 yield listener, PluginError(f"failed: {type(error).__name__}: {error}")
 
-    def find(kind: Kind, name: str) -> Found | None:
-        wrong = []
+    def find(kind: Kind, name: str) -> list[Found]:
+        wrong, found = [], []
         for listener, answer in ask(manager.hook.find_component, kind=kind, name=name):
             if isinstance(answer, type):
-                return Found(answer, listener.distribution, listener.version)
-            if answer is not None:
+                found.append(Found(answer, listener.distribution, listener.version))
+            elif answer is not None:
                 what = str(answer) if isinstance(answer, PluginError) else f"returned {answer!r}, not a class"
                 wrong.append(f"find_component of {listener.distribution} {listener.version} {what}")
-        if wrong:
+        if wrong and not found:
             raise PluginError(f"no {kind} {name!r}: {'; '.join(wrong)}")
-        return None
+        return found
 
     def names(kind: Kind) -> list[str]:
         answers = [answer for _, answer in ask(manager.hook.list_components, kind=kind)]

@@ -32,6 +32,7 @@ from prunekit.components import (
 from prunekit.errors import ArgumentError, PluginError
 from prunekit.graph import folded_weight
 from prunekit.learning_rate import LearningRateSchedule
+from prunekit.masks import must_fit
 from prunekit.progress import Progress, Window
 
 
@@ -178,7 +179,7 @@ class PruningPolicy(Policy):
         with torch.no_grad():
             seen = {name: self._folded(name, parameter) for name, parameter in self.parameters.items()}
             chosen = self.component.compute_masks(seen, self.context(model, masks, progress))
-        _must_fit(chosen, self.parameters)
+        _must_own(chosen, self.parameters)
         left_out = [name for name in self.parameters if name not in chosen]
         return SetMasks(chosen, self.args.mask_on_forward_only, self.args.use_double_copies, left_out)
 
@@ -214,7 +215,7 @@ class RegularizationPolicy(Policy):
         with torch.no_grad():
             context = self.context(model, masks, progress)
             chosen = self.component.compute_masks(self.parameters, context)  # type: ignore[attr-defined]
-        _must_fit(chosen, self.parameters)
+        _must_own(chosen, self.parameters)
         keep = self.args.keep_mask and progress.epoch == self.window.last and progress.is_last_minibatch
         return ZeroWeights(chosen, keep=keep)
 
@@ -259,13 +260,10 @@ def _masked_gradient(masks: Mapping[str, Tensor], name: str, gradient: Tensor) -
     return None if mask is None else gradient * mask
 
 
-def _must_fit(chosen: object, parameters: Mapping[str, Parameter]) -> None:
+def _must_own(chosen: object, parameters: Mapping[str, Parameter]) -> None:
     if not isinstance(chosen, Mapping):
         raise PluginError(f"compute_masks must return a mapping of parameter names to masks, got {chosen!r}")
     for name, mask in chosen.items():
         if name not in parameters:
             raise PluginError(f"compute_masks returned a mask for {name!r}, which is none of the policy's parameters")
-        parameter = parameters[name]
-        if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != parameter.shape:
-            got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else repr(mask)
-            raise PluginError(f"the mask of {name!r} must be torch.bool {tuple(parameter.shape)}, got {got}")
+        must_fit(name, mask, parameters[name])

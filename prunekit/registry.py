@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any, cast
@@ -49,6 +49,9 @@ class Found:
     cls: type
     distribution: str
     version: str
+
+    def __str__(self) -> str:
+        return f"{self.distribution} {self.version}"
 
 
 def installed(group: str, kind: str) -> list[Offer]:
@@ -98,14 +101,14 @@ class Registry:
 
     Args:
         offers: what is installed, by default.
-        find: asks the listeners for a class where no entry point has the name (`find_component`).
+        find: asks the listeners for classes where no entry point has the name (`find_component`).
         names: asks the listeners for the names they would answer to (`list_components`).
     """
 
     def __init__(
         self,
         offers: Iterable[Offer] | None = None,
-        find: Callable[[Kind, str], Found | None] = lambda kind, name: None,
+        find: Callable[[Kind, str], Sequence[Found]] = lambda kind, name: (),
         names: Callable[[Kind], Iterable[str]] = lambda kind: (),
     ) -> None:
         if offers is None:
@@ -130,9 +133,11 @@ class Registry:
             raise PluginError(_ambiguous(kind, short, offers))
         if offers:
             return Found(_class(offers[0]), offers[0].distribution, offers[0].version)
-        found = self._find(kind, short)
-        if found is not None and _same(found.distribution, distribution):
-            return found
+        found = [f for f in self._find(kind, short) if _same(f.distribution, distribution)]
+        if len(found) > 1:
+            raise PluginError(_ambiguous(kind, short, found))
+        if found:
+            return found[0]
         raise PluginError(self._unknown(kind, short, distribution))
 
     def _unknown(self, kind: Kind, name: str, distribution: str) -> str:
@@ -151,8 +156,7 @@ class Registry:
         offers = [offer for offer in self.offers if (offer.kind, offer.name) == (kind, name)]
         if offers:
             return ", ".join(map(str, offers))
-        found = self._find(kind, name) if name in self._names(kind) else None
-        return "" if found is None else f"{found.distribution} {found.version}"
+        return ", ".join(map(str, self._find(kind, name) if name in self._names(kind) else ()))
 
 
 def _same(distribution: str, asked: str) -> bool:
@@ -170,7 +174,7 @@ def _class(offer: Offer) -> type:
     return cls
 
 
-def _ambiguous(kind: Kind, name: str, offers: list[Offer]) -> str:
+def _ambiguous(kind: Kind, name: str, offers: Sequence[Offer | Found]) -> str:
     who, both = " and ".join(map(str, offers)), "both" if len(offers) == 2 else "all"
     return f"{who} {both} offer {kind} {name!r}; say which: class: {offers[0].distribution}:{name}"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -63,12 +63,13 @@ class ComponentSpec:
 
 @dataclass(frozen=True)
 class PolicySpec:
-    """One component and its window of epochs."""
+    """One component and its window of epochs; `place` is its index in the list that it was read from."""
 
     kind: Kind
     instance_name: str
     window: Window
     args: Mapping[str, Any] = field(default_factory=dict)
+    place: int = -1
 
     def __post_init__(self) -> None:
         _check_kind(self.kind)
@@ -81,7 +82,7 @@ class PolicySpec:
 
 @dataclass(frozen=True)
 class Schedule:
-    """What to do to a network, and when.
+    """What to do to a network, and when. `spoilt` are policies without a usable window, kept to check the rest of them.
 
     Written back with `to_yaml` and read again it is equal. Positions of errors come from `source`.
     """
@@ -89,11 +90,13 @@ class Schedule:
     components: Sequence[ComponentSpec]
     policies: Sequence[PolicySpec]
     source: Source = field(default_factory=lambda: Source("<python>"), compare=False, repr=False)
+    spoilt: Sequence[PolicySpec] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         ordered = sorted(self.components, key=lambda spec: _KINDS.index(spec.kind))
+        placed = (p if p.place >= 0 else replace(p, place=index) for index, p in enumerate(self.policies))
         object.__setattr__(self, "components", tuple(ordered))
-        object.__setattr__(self, "policies", tuple(self.policies))
+        object.__setattr__(self, "policies", tuple(placed))
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Schedule:
@@ -147,11 +150,11 @@ class Schedule:
             if (spec.kind, spec.name) in seen:
                 found.append(say(spec.path, f"two components of kind {spec.kind} are called {spec.name!r}"))
             seen.add((spec.kind, spec.name))
-        for index, policy in enumerate(self.policies):
+        for policy in (*self.policies, *self.spoilt):
             section = next(section for section, kind in SECTIONS.items() if kind == policy.kind)
             names = {name for kind, name in seen if kind == policy.kind} | self._named_in(section)
             if policy.instance_name not in names and not self._is_spoilt(section):
-                path = ("policies", index, policy.kind, "instance_name")
+                path = ("policies", policy.place, policy.kind, "instance_name")
                 hint = did_you_mean(policy.instance_name, names) or f"; the section {section} is empty"
                 found.append(say(path, f"no {policy.kind} is called {policy.instance_name!r}{hint}"))
         return found
@@ -167,7 +170,7 @@ class Schedule:
 
     def warnings(self) -> list[Problem]:
         """What is allowed and probably not meant: no version, components that no policy uses."""
-        used = {(policy.kind, policy.instance_name) for policy in self.policies}
+        used = {(policy.kind, policy.instance_name) for policy in (*self.policies, *self.spoilt)}
         found = [
             self.source.problem(spec.path, f"no policy uses the {spec.kind} {spec.name!r}")
             for spec in self.components
@@ -186,7 +189,8 @@ def parse(source: Source) -> tuple[Schedule, list[Problem]]:
     if source.data is None and source.problems:
         return Schedule((), (), source), list(source.problems)
     components, policies = parser.top()
-    return Schedule(components, policies, source), [*source.problems, *parser.problems]
+    schedule = Schedule(components, policies, source, tuple(parser.spoilt))
+    return schedule, [*source.problems, *parser.problems]
 
 
 def _policy_dict(policy: PolicySpec) -> dict[str, Any]:
@@ -210,6 +214,7 @@ class _Parser:
     def __init__(self, source: Source) -> None:
         self.source = source
         self.problems: list[Problem] = []
+        self.spoilt: list[PolicySpec] = []
 
     def top(self) -> tuple[list[ComponentSpec], list[PolicySpec]]:
         data = self.mapping(self.source.data, (), "a schedule")
@@ -274,7 +279,10 @@ class _Parser:
             got = f"must be a string, got {_short(name)}" if "instance_name" in component else "is missing"
             self.say((*where, "instance_name"), f"instance_name {got}")
             return None
-        return None if window is None else PolicySpec(kind, name, window, args)
+        spec = PolicySpec(kind, name, window or Window(0, 1), args, place=int(path[-1]))
+        if window is None:
+            self.spoilt.append(spec)
+        return None if window is None else spec
 
     def window(self, data: Mapping[str, Any], path: tuple[str | int, ...]) -> Window | None:
         given = [key for key in _WINDOW_KEYS if key in data]

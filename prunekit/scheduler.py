@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -128,6 +128,7 @@ class CompressionScheduler:
         self._begun = self._in_minibatch = self._optimization_begun = False
         self._stepped = True
         self._metrics: Mapping[str, float] | None = None
+        self._opened: set[int] = set()
         self._hooked: list[Optimizer] = []
         if optimizer is not None:
             self._hook(optimizer)
@@ -175,6 +176,7 @@ class CompressionScheduler:
         self._epoch, self._minibatch, self._minibatches = epoch, minibatch, minibatches_per_epoch
         self._take(optimizer)
         self._in_minibatch, self._optimization_begun, self._stepped = True, False, False
+        self._masks.end_forward()  # of a mini-batch that the loop left in the middle
         self._fire("on_minibatch_begin")
         self._masks.begin_forward()
 
@@ -227,6 +229,7 @@ class CompressionScheduler:
         self._next_epoch = epoch + 1
         for policy in self._policies:
             if policy.window.last == epoch:
+                self._opened.discard(policy.index)
                 self._window("on_window_close", "window closes", policy)
 
     def on_train_end(self) -> None:
@@ -239,8 +242,12 @@ class CompressionScheduler:
 
     # The attached way: the loop runs inside these
 
-    def epochs(self, number: int) -> Iterator[int]:
+    def epochs(self, number: int, after_epoch: Callable[[int], None] | None = None) -> Iterator[int]:
         """The epochs of a run of `number`, from where a restored state stands; events are fired around each.
+
+        Args:
+            number: how many there are in all.
+            after_epoch: called with each epoch once it has ended, where a checkpoint belongs.
 
         Raises:
             ScheduleError: a policy would never act within the run.
@@ -254,6 +261,8 @@ class CompressionScheduler:
             self.on_epoch_begin(epoch)
             yield epoch
             self.on_epoch_end(epoch, self._metrics)
+            if after_epoch is not None:
+                after_epoch(epoch)
         self.on_train_end()
 
     def minibatches(self, loader: Iterable[Batch], length: int | None = None) -> Iterator[Batch]:
@@ -361,7 +370,8 @@ class CompressionScheduler:
         acting = [policy for policy in self._policies if policy.window.is_active(epoch)]
         self._masks.activate(n for policy in acting if isinstance(policy, PruningPolicy) for n in policy.parameters)
         for policy in self._policies:
-            if policy.window.first == epoch:
+            if policy.window.is_open(epoch) and policy.index not in self._opened:
+                self._opened.add(policy.index)
                 self._window("on_window_open", "window opens", policy)
 
     def _window(self, hook: str, event: str, policy: Policy) -> None:

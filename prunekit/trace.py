@@ -20,7 +20,7 @@ class Trace:
     """Sends every line to the application's structlog and, if given a folder, as JSON to `trace.jsonl` there.
 
     Args:
-        run_dir: the run's folder, made if need be; lines are appended.
+        run_dir: the run's folder, made when the first line comes; lines are appended.
         level: the least level written. At `debug` each hook implementation leaves a line.
         logger: where lines go besides the file; the application's structlog as it is configured, by default.
             None writes to the file alone.
@@ -31,11 +31,11 @@ class Trace:
         self.debug_on = self.level <= LEVELS["debug"]
         self.path: Path | None = None
         self._loggers: list[Any] = []
+        self._file: Any = None
         if logger is not None:
             self._loggers.append(structlog.get_logger("prunekit") if logger == "application" else logger)
         if run_dir is not None:
             self.path = Path(run_dir) / FILE_NAME
-            self._loggers.append(_json_lines(self.path))
 
     def debug(self, event: str, **values: Any) -> None:
         """A hook implementation has run."""
@@ -54,9 +54,19 @@ class Trace:
         self._log("error", event, values)
 
     def _log(self, level: Level, event: str, values: dict[str, Any]) -> None:
-        if LEVELS[level] >= self.level:
-            for logger in self._loggers:
-                getattr(logger, level)(event, **values)
+        if LEVELS[level] < self.level:
+            return
+        for logger in self._loggers:
+            getattr(logger, level)(event, **_for_application(values))
+        if self.path is not None:
+            self._file = self._file or _json_lines(self.path)
+            getattr(self._file, level)(event, **values)
+
+
+def _for_application(values: dict[str, Any]) -> dict[str, Any]:
+    # Unconfigured, structlog prints an exception with all its locals: the application meets it anyway.
+    hidden = () if structlog.is_configured() else ("exc_info",)
+    return {key: value for key, value in values.items() if key not in hidden}
 
 
 def _json_lines(path: Path) -> Any:

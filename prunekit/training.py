@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from prunekit.application import Application, device_of, evaluate, to_device
+from prunekit.bus import moment
 from prunekit.checkpoint import (
     CHECKPOINT,
     load_checkpoint,
@@ -84,8 +85,8 @@ def train(
     """
     folder = None if run_dir is None else Path(run_dir)
     checkpoint = _checkpoint(folder, resume)
-    lines = _Lines(folder, trace_level, on_warning or (lambda text: warnings.warn(text, stacklevel=4)))
-    trace = Trace(None, trace_level, logger=lines)
+    warn = _Warnings(on_warning or (lambda text: warnings.warn(text, stacklevel=4)))
+    trace = Trace(folder, trace_level, logger=warn)
     if device is not None:
         application.model.to(device)
     scheduler = _scheduler(schedule, application, epochs, trace)
@@ -158,11 +159,11 @@ class _Run:
             yield
         except KeyboardInterrupt as interrupt:
             now = self.scheduler.progress
-            self.trace.info("training interrupted", epoch=now.epoch, minibatch=now.minibatch)
+            self.trace.info("training interrupted", **moment(now))
             raise TrainingInterrupted(now.epoch, now.minibatch, self.done) from interrupt
         except Exception as error:
             now, text = self.scheduler.progress, f"{type(error).__name__}: {error}"
-            self.trace.error("training failed", epoch=now.epoch, minibatch=now.minibatch, error=text)
+            self.trace.error("training failed", **moment(now), error=text)
             raise
 
     def epoch(self, epoch: int) -> None:
@@ -284,32 +285,19 @@ class _Run:
         return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
 
 
-class _Lines:
-    """Where a run's lines go: to its folder, made when the first line comes, and warnings to the user as well."""
+class _Warnings:
+    """A logger that tells the user of warnings; all else is in the run's folder."""
 
-    def __init__(self, folder: Path | None, level: Level, on_warning: Callable[[str], None]) -> None:
-        self.folder, self.level, self.on_warning = folder, level, on_warning
-        self._trace: Trace | None = None
-
-    @property
-    def trace(self) -> Trace:
-        if self._trace is None:
-            self._trace = Trace(self.folder, self.level, logger=None)
-        return self._trace
-
-    def debug(self, event: str, **values: Any) -> None:
-        self.trace.debug(event, **values)
-
-    def info(self, event: str, **values: Any) -> None:
-        self.trace.info(event, **values)
+    def __init__(self, on_warning: Callable[[str], None]) -> None:
+        self.on_warning = on_warning
 
     def warning(self, event: str, **values: Any) -> None:
-        self.trace.warning(event, **values)
         details = ", ".join(f"{key} {value!r}" for key, value in values.items())
         self.on_warning(str(values.get("problem", f"{event}: {details}")))
 
-    def error(self, event: str, **values: Any) -> None:
-        self.trace.error(event, **values)
+    def debug(self, event: str, **values: Any) -> None: ...
+
+    info = error = debug
 
 
 def _checkpoint(folder: Path | None, resume: bool) -> dict[str, Any] | None:

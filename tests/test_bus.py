@@ -22,6 +22,7 @@ from prunekit import (
     Schedule,
     ScheduleError,
     SetLearningRates,
+    SetMasks,
     Trace,
     Window,
     hookimpl,
@@ -360,6 +361,19 @@ def test_listeners_hear_of_every_effect(dashboard: Dashboard) -> None:
     ]
 
 
+def test_a_window_opens_again_for_listeners_of_a_resumed_run(dashboard: Dashboard) -> None:
+    schedule = {**SCHEDULE, "policies": SCHEDULE["policies"][1:2]}
+    first = CompressionScheduler.from_dict(schedule, MLP(), trace=SILENT)
+    first.on_epoch_begin(0)
+    first.on_epoch_end(0)
+    state = first.state_dict()
+    dashboard.seen.clear()
+    second = CompressionScheduler.from_dict(schedule, MLP(), trace=SILENT)
+    second.load_state_dict(state)
+    second.on_epoch_begin(1)
+    assert dashboard.seen == [("restored", 0), ("open", "policies[0]")]
+
+
 def test_a_listener_that_fails_over_what_it_hears_undoes_the_effect(dashboard: Dashboard) -> None:
     dashboard.fail = True
     model = MLP()
@@ -413,6 +427,30 @@ def test_an_effect_may_come_from_any_hook() -> None:
     scheduler.on_epoch_begin(0)
     scheduler.on_minibatch_begin(0, 3, 4)
     assert optimizer.param_groups[0]["lr"] == 0.3
+
+
+@pytest.mark.parametrize(
+    ("effect", "message"),
+    [
+        (SetMasks({"fc1.weight": torch.ones(8, 12)}), r"must be torch.bool \(8, 12\), got torch.float32 \(8, 12\)"),
+        (SetMasks({"fc1.weight": torch.ones(1, 12, dtype=torch.bool)}), r"must be torch.bool \(8, 12\), got"),
+        (SetMasks({"fc1.wieght": torch.ones(8, 12, dtype=torch.bool)}), "no parameter 'fc1.wieght'; did you mean"),
+        (SetLearningRates([{"lrr": 1.0}]), "the optimizer's groups have no 'lrr'; did you mean 'lr'?"),
+        (SetLearningRates([]), "values for 0 parameter groups; the optimizer has 1"),
+    ],
+)
+def test_an_effect_that_does_not_fit_is_refused_before_any_is_carried_out(effect: Any, message: str) -> None:
+    class Confused:
+        @hookimpl
+        def on_epoch_begin(self) -> Any:
+            return [SetMasks({"fc2.weight": torch.zeros(4, 8, dtype=torch.bool)}), effect]
+
+    scheduler, _, model = fails_with(Confused, "extension")
+    before = model.fc2.weight.detach().clone()
+    with pytest.raises(PluginError, match=message):
+        scheduler.on_epoch_begin(0)
+    assert dict(scheduler.masks) == {}
+    assert torch.equal(model.fc2.weight, before)
 
 
 def test_the_applications_structlog_sees_the_lines() -> None:

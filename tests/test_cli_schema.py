@@ -57,7 +57,7 @@ def offer(name: str, distribution: str) -> Offer:
 
 
 def find(kind: str, name: str) -> Found | None:
-    return Found(Second, "late", "2.0") if (kind, name) == ("extension", "Late") else None
+    return [Found(Second, "late", "2.0")] if (kind, name) == ("extension", "Late") else []
 
 
 def names(kind: str) -> Iterable[str]:

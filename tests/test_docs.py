@@ -396,7 +396,7 @@ def test_the_lines_of_a_run_have_the_level_and_the_keys_that_the_page_says(tmp_p
         assert level == line["level"], line
         assert line.keys() - {"event", "level", "timestamp"} <= keys, line
         seen.add(line["event"])
-    from_elsewhere = {"modules quantized", "plugin broken", "plugin changed", "schedule"}
+    from_elsewhere = {"effects undone", "modules quantized", "plugin broken", "plugin changed", "schedule"}
     assert described.keys() - seen == from_elsewhere | {"training interrupted", "training failed"}
 
 

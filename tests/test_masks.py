@@ -129,6 +129,18 @@ def test_double_copies_update_the_unmasked_weights_in_both_ways_of_use() -> None
     assert torch.equal(*weights)
 
 
+def test_a_loop_that_leaves_a_minibatch_in_the_middle_loses_no_weights() -> None:
+    model = MLP()
+    args = {"use_double_copies": True, "mask_on_forward_only": True}
+    scheduler = CompressionScheduler.from_dict(pruning(args=args), model, trace=SILENT)
+    scheduler.on_epoch_begin(0)
+    for _ in scheduler.minibatches([1, 2]):
+        break
+    for _ in scheduler.minibatches([1, 2]):
+        assert zeros(model.fc1.weight) == 48
+    assert zeros(model.fc1.weight) == 0
+
+
 def test_evaluation_under_masked_sees_masks_that_only_the_forward_pass_sees() -> None:
     model = MLP()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -251,15 +251,18 @@ def test_a_listener_that_fails_to_find_disturbs_no_other(
     run(schedule("Dynamic"), tmp_path)
 
 
-def test_of_two_listeners_the_first_by_name_answers() -> None:
+def test_of_two_listeners_that_answer_to_one_name_the_schedule_says_which() -> None:
     def offering(cls: type) -> ModuleType:
         module = ModuleType(f"offers_{cls.__name__}")
         module.find_component = hookimpl(lambda name: cls if name == "X" else None)  # type: ignore[attr-defined]
         return module
 
     listeners = [Listener("a", "dist-a", "1", offering(int)), Listener("b", "dist-b", "1", offering(str))]
-    assert create_registry(listeners).find("pruner", "X").distribution == "dist-a"
-    assert create_registry(reversed(listeners)).find("pruner", "X").distribution == "dist-b"
+    registry = create_registry(listeners)
+    assert registry.find("pruner", "dist-a:X").cls is int
+    assert registry.find("pruner", "dist-b:X").cls is str
+    with pytest.raises(PluginError, match="dist-a 1 and dist-b 1 both offer pruner 'X'; say which: class: dist-a:X"):
+        registry.find("pruner", "X")
 
 
 def test_hooks_are_found_without_evaluating_anything() -> None:

@@ -132,6 +132,21 @@ def test_both_ways_of_use_give_the_same_run(name: str) -> None:
     assert equal(attached.state(), explicit.state())
 
 
+def test_a_checkpoint_belongs_after_an_epoch() -> None:
+    states: list[Any] = []
+    run = Run(SCHEDULES["AutomatedGradualPruner"])
+    ended: list[int] = []
+
+    def save(epoch: int) -> None:
+        ended.append(epoch)
+        states.append(run.state())
+
+    for _ in run.scheduler.epochs(3, after_epoch=save):
+        pass
+    assert ended == [0, 1, 2]
+    assert [state[2]["next_epoch"] for state in states] == [1, 2, 3]
+
+
 @pytest.mark.parametrize("name", ["every third step", "double copies", "AutomatedGradualPruner"])
 def test_resume_between_two_minibatches(name: str) -> None:
     data, straight, resumed = batches(), Run(SCHEDULES[name]), Run(SCHEDULES[name])

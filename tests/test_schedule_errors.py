@@ -278,7 +278,21 @@ policies:
       mask_gradients: true
   epochs: [0]
 --->
-8:7: policies[0].pruner.args.mask_gradients: needs mask_on_forward_only: true, or weights are masked anyway
+8:23: policies[0].pruner.args.mask_gradients: needs mask_on_forward_only: true, or weights are masked anyway
+=== a policy without a usable window, and a component with wrong arguments, are checked for the rest
+pruners:
+  p: {class: SparsityLevelParameterPruner, levels: {features.0.wieght: 5}}
+policies:
+- pruner: {instance_name: p}
+  starting_epoch: 3
+  ending_epoch: 1
+- pruner: {instance_name: p, args: {keep_msk: true}}
+  epochs: [0]
+--->
+2:53: pruners.p.levels.features.0.wieght: 'features.0.wieght' selects nothing in the model; nearest are 'features.0.weight', 'features.10.weight', 'features.8.weight'
+2:72: pruners.p.levels.features.0.wieght: must be less than or equal to 1, got 5
+4:3: policies[0]: 0 <= starting_epoch < ending_epoch must hold, got 3 and 1
+7:37: policies[1].pruner.args.keep_msk: a pruner's policy has no argument 'keep_msk'; did you mean 'keep_mask'?
 === levels for a pruner that has none
 pruners:
   p: {class: MagnitudeParameterPruner, thresholds: {features.0.weight: 0.5}}

@@ -83,7 +83,8 @@ def test_the_info_level_writes_effects_and_no_debug_lines(tmp_path: Path) -> Non
 
 
 def test_the_error_level_writes_nothing_of_a_good_run(tmp_path: Path) -> None:
-    assert traced(tmp_path, "error") == []
+    with pytest.raises(FileNotFoundError):
+        traced(tmp_path, "error")
 
 
 def test_an_error_has_the_same_keys_and_the_traceback(tmp_path: Path) -> None:
@@ -262,7 +263,9 @@ def test_nothing_is_made_that_was_not_asked_for(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     CompressionScheduler.from_dict(pruning(), MLP(), trace=Trace(level="error"))
     assert list(tmp_path.iterdir()) == []
-    Trace(tmp_path / "a" / "b")
+    trace = Trace(tmp_path / "a" / "b")
+    assert list(tmp_path.iterdir()) == []
+    trace.info("something")
     assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["trace.jsonl"]
 
 

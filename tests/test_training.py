@@ -218,7 +218,7 @@ def test_a_schedule_with_problems_trains_and_writes_nothing(tmp_path: Path) -> N
     before = [tensor.clone() for tensor in run.model.state_dict().values()]
     with pytest.raises(ScheduleError) as caught:
         train(run, schedule, 6, run_dir=tmp_path / "run")
-    assert len(caught.value.problems) == 2
+    assert len(caught.value.problems) == 3
     assert not (tmp_path / "run").exists()
     assert all(torch.equal(a, b) for a, b in zip(before, run.model.state_dict().values(), strict=True))
 

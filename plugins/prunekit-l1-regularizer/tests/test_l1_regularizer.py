@@ -244,6 +244,8 @@ policies:
     assert problems(text, tmp_path) == [
         "5:30 regularizers.negative.reg_regims.fc1.weight: must be greater than or equal to 0, got -0.1",
         "8:17 regularizers.nobody.reg_regims: names no parameter",
+        "11:18 regularizers.misspelt.reg_regims.fc1.weigth: 'fc1.weigth' selects nothing in the model; "
+        "nearest are 'fc1.weight', 'fc2.weight'",
         "12:25 regularizers.misspelt.threshold_criteria: must be 'Mean_Abs' or 'Max', got 'Mean'",
     ]
     assert problems(
