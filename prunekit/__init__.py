@@ -40,7 +40,11 @@ if TYPE_CHECKING:
     from prunekit.results import TrainingResult as TrainingResult
     from prunekit.schedule import ComponentSpec as ComponentSpec, PolicySpec as PolicySpec, Schedule as Schedule
     from prunekit.scheduler import CompressionScheduler as CompressionScheduler
-    from prunekit.selection import prune_count as prune_count, prune_lowest as prune_lowest
+    from prunekit.selection import (
+        prune_count as prune_count,
+        prune_lowest as prune_lowest,
+        prune_smallest as prune_smallest,
+    )
     from prunekit.trace import Trace as Trace
     from prunekit.training import train as train
 
@@ -57,7 +61,7 @@ _HOMES = {
     "prunekit.progress": "Progress Window",
     "prunekit.schedule": "ComponentSpec PolicySpec Schedule",
     "prunekit.scheduler": "CompressionScheduler",
-    "prunekit.selection": "prune_count prune_lowest",
+    "prunekit.selection": "prune_count prune_lowest prune_smallest",
     "prunekit.trace": "Trace",
     "prunekit.application": "Application",
     "prunekit.training": "train",

@@ -14,7 +14,9 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from prunekit.errors import PluginError, did_you_mean
+from prunekit.scratch import scratch
 
+_NO_FACTOR = torch.empty(0)
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -32,7 +34,7 @@ class _Entry:
     forward_only: bool = False
     double_copies: bool = False
     mask: Tensor = field(init=False)
-    factor: Tensor = field(init=False)
+    factor: Tensor = field(init=False, default=_NO_FACTOR)
     bits: Tensor = field(init=False)
     address: int = field(init=False)
 
@@ -40,7 +42,7 @@ class _Entry:
         device = self.parameter.device
         parts = [part.to(device) for part in (self.pruned, self.kept) if part is not None]
         self.mask = parts[0] if len(parts) == 1 else parts[0] & parts[1]
-        self.factor = _factor(self.mask, self.parameter)
+        self.factor = _factor(self.mask, self.parameter, self.factor)
         self.look()
 
     def look(self) -> None:
@@ -68,7 +70,8 @@ class _Enforced:
     @classmethod
     def groups(cls, entries: Iterable[_Entry]) -> list[_Enforced]:
         groups: dict[tuple[torch.device, torch.dtype], list[_Entry]] = {}
-        for entry in entries:
+        # Last first: their weights the optimizer has just left in the cache, and forward begins with the first.
+        for entry in reversed(list(entries)):
             groups.setdefault((entry.factor.device, entry.factor.dtype), []).append(entry)
         return [cls(group) for group in groups.values()]
 
@@ -243,6 +246,7 @@ class Masks(Mapping[str, Tensor]):
                 self._parameters[name].detach().copy_(weights)
                 self._entries.pop(name, None)
                 if entry is not None:
+                    entry.combine()
                     self._entries[name] = entry
             self._stale = True
 
@@ -275,7 +279,8 @@ def must_fit(name: str, mask: object, parameter: Tensor) -> None:
 def count_nonzero(tensor: Tensor) -> int:
     """How many elements are not zero (negative zero is zero)."""
     if tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64):
-        return int(np.count_nonzero(tensor.detach().numpy() != 0))
+        values = tensor.detach().contiguous().numpy().reshape(-1)
+        return int(np.count_nonzero(np.not_equal(values, 0, out=scratch(values.size, bool))))
     return int(torch.count_nonzero(tensor.detach()))
 
 
@@ -283,9 +288,12 @@ def _clone(mask: Tensor | None) -> Tensor | None:
     return None if mask is None else mask.clone()
 
 
-def _factor(mask: Tensor, parameter: Parameter) -> Tensor:
-    factor = torch.empty_like(parameter, dtype=_BITS[parameter.element_size()], requires_grad=False)
-    return factor.copy_(mask)
+def _factor(mask: Tensor, parameter: Parameter, memory: Tensor = _NO_FACTOR) -> Tensor:
+    """0 and 1 as integers of the parameter's width and layout, in `memory` where that fits."""
+    dtype = _BITS[parameter.element_size()]
+    if (memory.shape, memory.dtype, memory.device) != (parameter.shape, dtype, parameter.device):
+        memory = torch.empty_like(parameter, dtype=dtype, requires_grad=False)
+    return memory.copy_(mask)
 
 
 def _bits(parameter: Parameter) -> Tensor:

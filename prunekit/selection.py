@@ -9,7 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from prunekit.scratch import scratch
+
 _NUMPY = {torch.float32, torch.float64}
+_INFINITY = {torch.float32: 0x7F800000, torch.float64: 0x7FF0000000000000}
 
 
 def prune_lowest(scores: Tensor, sparsity: float) -> Tensor:
@@ -40,15 +43,44 @@ def prune_count(scores: Tensor, count: int) -> Tensor:
     return _on_device(scores.detach(), count)
 
 
+def prune_smallest(weights: Tensor, count: int) -> Tensor:
+    """The mask that prunes exactly `count` weights: the smallest in magnitude, of equal ones those that come first.
+
+    The same as `prune_count(weights.abs(), count)`, in about half the time on a CPU.
+
+    Raises:
+        ValueError: a weight is NaN (seen on the CPU only).
+
+    >>> prune_smallest(torch.tensor([3.0, -1.0, 1.0, -2.0]), 1)
+    tensor([ True, False,  True,  True])
+    """
+    weights = weights.detach()
+    in_numpy = weights.device.type == "cpu" and weights.dtype in _NUMPY and weights.is_contiguous()
+    if not in_numpy or not 0 < count < weights.numel():
+        return prune_count(weights.abs(), count)
+    bits = weights.numpy().reshape(-1).view(f"i{weights.element_size()}")
+    magnitudes = scratch(bits.size, bits.dtype)
+    np.bitwise_and(bits, np.iinfo(bits.dtype).max, out=magnitudes)  # without the sign
+    threshold = _smallest_bits(magnitudes, count, magnitudes)
+    np.bitwise_and(bits, np.iinfo(bits.dtype).max, out=magnitudes)
+    if magnitudes.max() > _INFINITY[weights.dtype]:
+        raise ValueError("weights hold NaN: nothing can be ranked by them")
+    return _keep(magnitudes, threshold, count).reshape(weights.shape)
+
+
 def _on_cpu(scores: Tensor, count: int) -> Tensor:
     values = (scores if scores.dtype in _NUMPY else scores.float()).contiguous().numpy().reshape(-1)
-    threshold = _smallest(values, count)
+    return _keep(values, _smallest(values, count), count).reshape(scores.shape)
+
+
+def _keep(values: Any, threshold: Any, count: int) -> Tensor:
+    """True above the threshold, and at it for as many as must stay, from the last on."""
     keep = values > threshold
     surplus = (values.size - count) - np.count_nonzero(keep)
     if surplus:
         ties = np.flatnonzero(values == threshold)
         keep[ties[len(ties) - surplus :]] = True
-    return torch.from_numpy(keep).reshape(scores.shape)
+    return torch.from_numpy(keep)
 
 
 def _smallest(values: Any, count: int) -> Any:
@@ -60,12 +92,17 @@ def _smallest(values: Any, count: int) -> Any:
         return np.partition(values, count - 1)[count - 1]
     # Floats that aren't negative sort like their bits, and numpy partitions integers faster.
     bits = values.view(f"i{values.itemsize}")
-    zeros = values.size - np.count_nonzero(bits)
+    return np.array([_smallest_bits(bits, count, None)], bits.dtype).view(values.dtype)[0]
+
+
+def _smallest_bits(bits: Any, count: int, spare: Any | None) -> Any:
+    """The `count`-th smallest of integers of which none is negative but -0.0; `spare` may be overwritten."""
+    zeros = bits.size - np.count_nonzero(bits)
     if count <= zeros:
-        return values.dtype.type(0)
-    keys = _apart(bits) if zeros else bits.copy()
+        return bits.dtype.type(0)
+    keys = _apart(bits) if zeros else bits.copy() if spare is None else spare
     keys.partition(count - 1)
-    return np.maximum(keys[count - 1 : count], 0).view(values.dtype)[0]
+    return max(keys[count - 1], bits.dtype.type(0))
 
 
 def _apart(bits: Any) -> Any:

@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 from test_bus import Recorder
 from torch import nn
 
-from prunekit import CompressionScheduler, PrunekitError, Trace, prune_lowest
+from prunekit import CompressionScheduler, PrunekitError, Trace, prune_count, prune_lowest, prune_smallest
 from prunekit.masks import Masks
 
 OPTIMIZERS = {
@@ -330,11 +330,17 @@ def test_exactly_the_lowest_are_pruned_and_ties_by_index(
     expected = torch.ones(len(values), dtype=torch.bool)
     expected[order[: int(sparsity * len(values))]] = False
     assert torch.equal(mask, expected)
+    count = int(sparsity * len(values))
+    assert torch.equal(prune_smallest(scores, count), prune_count(scores.abs(), count))
 
 
 def test_scores_that_hold_nan_are_refused() -> None:
+    nan = torch.tensor([1.0, float("nan"), 2.0])
     with pytest.raises(ValueError, match="scores hold NaN"):
-        prune_lowest(torch.tensor([1.0, float("nan"), 2.0]), 0.5)
+        prune_lowest(nan, 0.5)
+    with pytest.raises(ValueError, match="weights hold NaN"):
+        prune_smallest(-nan, 1)
+    assert prune_smallest(torch.tensor([-float("inf"), 1.0]), 1).tolist() == [True, False]
 
 
 @given(st.lists(st.sampled_from([-1.0, 0.0, 1.0, 2.0]), min_size=1, max_size=20), st.floats(0, 1))

@@ -83,7 +83,9 @@ def test_pruning_step(benchmark: Any, device: torch.device, tmp_path: Path) -> N
     start = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     scheduler = CompressionScheduler.from_dict(pruner(0.8), model, trace=Trace(tmp_path, logger=None))
     epoch = iter(range(10**9))
-    scratch = [torch.empty_like(weight) for weight in start.values()]
+    scratch = [
+        (torch.empty_like(w), torch.empty_like(w, dtype=torch.bool), torch.empty_like(w)) for w in start.values()
+    ]
 
     def reset() -> None:
         with torch.no_grad():
@@ -94,8 +96,10 @@ def test_pruning_step(benchmark: Any, device: torch.device, tmp_path: Path) -> N
         scheduler.on_epoch_begin(next(epoch))
 
     def floor() -> None:
-        for weight, out in zip(start.values(), scratch, strict=True):
-            torch.mul(weight, torch.gt(torch.abs(weight), 1.2816), out=out)
+        for weight, (magnitude, mask, pruned) in zip(start.values(), scratch, strict=True):
+            torch.abs(weight, out=magnitude)
+            torch.gt(magnitude, 1.2816, out=mask)
+            torch.mul(weight, mask, out=pruned)
 
     def torchs() -> None:
         holder = Weights([], device)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import Parameter
 
-from prunekit import ArgumentError, Context, Selectors, Sparsity, prune_count
+from prunekit import ArgumentError, Context, Selectors, Sparsity, prune_smallest
 
 
 @dataclass
@@ -50,7 +50,7 @@ class AutomatedGradualPruner:
     def compute_masks(self, parameters: Mapping[str, Parameter], context: Context) -> Mapping[str, Tensor]:
         target = self.sparsity(context.window.fraction(context.progress.epoch))
         return {
-            name: prune_count(weight.abs(), count)
+            name: prune_smallest(weight, count)
             for name, weight in parameters.items()
             if (count := math.floor(target * weight.numel()))
         }

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import Parameter
 
-from prunekit import ArgumentError, Context, Sparsity, prune_count
+from prunekit import ArgumentError, Context, Sparsity, prune_smallest
 
 
 @dataclass
@@ -35,7 +35,7 @@ class SparsityLevelParameterPruner:
 
     def compute_masks(self, parameters: Mapping[str, Parameter], context: Context) -> Mapping[str, Tensor]:
         return {
-            name: prune_count(weight.abs(), count)
+            name: prune_smallest(weight, count)
             for name, weight in parameters.items()
             if (count := math.floor(context.targets[name] * weight.numel()))
         }

@@ -1,0 +1,27 @@
+"""Memory that is used again: on a CPU fresh pages cost more than what is done with them."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+
+_MOST_BYTES = 2**26
+
+
+class _Scratch(threading.local):
+    memory = np.empty(0, np.uint8)
+
+    def __call__(self, size: int, dtype: Any) -> Any:
+        dtype = np.dtype(dtype)
+        needed = size * dtype.itemsize
+        if needed > _MOST_BYTES:
+            return np.empty(size, dtype)
+        if needed > self.memory.size:
+            self.memory = np.empty(needed, np.uint8)
+        return self.memory[:needed].view(dtype)
+
+
+scratch = _Scratch()
+"""`scratch(size, dtype)`: a numpy array of this thread's, with anything in it, until the next call."""
