@@ -132,7 +132,7 @@ def convs() -> tuple[nn.Module, tuple[int, ...]]:
     return nn.Sequential(*layers), (64, 3, 32, 32)
 
 
-@pytest.mark.parametrize(("network", "rounds"), [(mlp, 60), (convs, 10)])
+@pytest.mark.parametrize(("network", "rounds"), [(mlp, 200), (convs, 25)])
 def test_training_step_with_every_weight_masked(
     benchmark: Any, device: torch.device, tmp_path: Path, network: Any, rounds: int
 ) -> None:
