@@ -52,7 +52,7 @@ def arguments_of(cls: type, kind: Kind) -> list[Argument]:
     hints = _hints(cls)
     return [
         Argument(name, hints.get(name, Any), parameter.default)
-        for name, parameter in inspect.signature(cls).parameters.items()
+        for name, parameter in signature_of(cls).parameters.items()
         if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         and name not in _INJECTED.get(kind, ())
     ]
@@ -112,6 +112,15 @@ def json_schema(cls: type, kind: Kind) -> dict[str, Any]:
         properties[argument.name] = schema
         required += [argument.name] if argument.required else []
     return {"properties": properties, "required": required, "$defs": definitions}
+
+
+def signature_of(cls: type) -> inspect.Signature:
+    """A constructor's signature; annotations that can't be resolved (yet) do no harm."""
+    if sys.version_info >= (3, 14):
+        import annotationlib
+
+        return inspect.signature(cls, annotation_format=annotationlib.Format.FORWARDREF)
+    return inspect.signature(cls)
 
 
 def type_name(annotation: Any) -> str:

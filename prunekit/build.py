@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import combinations
-from math import gcd, lcm
 from typing import Any
 
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from prunekit.arguments import check_arguments
+from prunekit.arguments import check_arguments, signature_of
 from prunekit.components import Context, Kind, Origin
 from prunekit.errors import ArgumentError, PluginError, Problem
 from prunekit.graph import following_batchnorms
 from prunekit.learning_rate import LearningRateSchedule
 from prunekit.parameters import Parameters, stable_name
+from prunekit.plan import collisions, exhausted, idle_policies
 from prunekit.plugins import hook_names
 from prunekit.policies import (
     HookPolicy,
@@ -44,7 +42,6 @@ _METHODS: dict[Kind, tuple[str, ...]] = {
     "extension": (),
 }
 _ARGS: dict[str, type] = {"pruner": PrunerArgs, "regularizer": RegularizerArgs}
-_OWNED_ALONE = {"pruner": "prunes", "lr_scheduler": "sets the learning rate"}
 
 
 @dataclass
@@ -96,8 +93,7 @@ class _Builder:
             self.policy(policy, usable=False)
         self.built.problems += idle_policies(self.schedule, self.epochs)
         self.built.problems += exhausted(self.schedule, self.built.policies, self.epochs)
-        for first, second in combinations(self.built.policies, 2):
-            self.conflict(first, second)
+        self.built.problems += collisions(self.schedule, self.built.policies)
         return self.built
 
     # Components
@@ -268,66 +264,10 @@ class _Builder:
             node = node[part]
         return node
 
-    def conflict(self, first: Policy, second: Policy) -> None:
-        if first.kind != second.kind or first.kind not in _OWNED_ALONE:
-            return
-        epoch = first_common(first.window.active, second.window.active)
-        shared = [name for name in first.parameters if name in second.parameters]
-        if epoch is None or (first.kind == "pruner" and not shared):
-            return
-        what = f"{shared[0]!r} in epoch {epoch}" if shared else f"in epoch {epoch}"
-        message = f"{first.origin.policy} ({first.name!r}) {_OWNED_ALONE[first.kind]} {what} too; two policies may not"
-        self.say(("policies", second.index, second.kind), message)
-
     def say(self, path: Path_, message: str, *, key: bool = False) -> None:
         problem = self.schedule.source.problem(path, message, key=key)
         if problem not in self.built.problems:
             self.built.problems.append(problem)
-
-
-def idle_policies(schedule: Schedule, epochs: int | None) -> list[Problem]:
-    """Policies whose window opens after a run of this many epochs is over."""
-    return [
-        schedule.source.problem(
-            ("policies", policy.place),
-            f"never acts: its first epoch is {policy.window.first}, and a run of {epochs} ends with {epochs - 1}",
-        )
-        for policy in schedule.policies
-        if epochs is not None and policy.window.first >= epochs
-    ]
-
-
-def exhausted(schedule: Schedule, policies: Iterable[Policy], epochs: int | None) -> list[Problem]:
-    """LR schedulers whose own plan (`total_steps`) is shorter than a run of this many epochs."""
-    found = []
-    for policy in policies:
-        if isinstance(policy, LRPolicy) and epochs is not None:
-            try:
-                policy.component.rehearse(min(policy.window.last + 1, epochs))
-            except Exception as error:
-                path = ("policies", policy.index)
-                message = f"{policy.origin.component} does not last for the run: {_text(error)}"
-                found.append(schedule.source.problem(path, message))
-    return found
-
-
-def first_common(one: Sequence[int], other: Sequence[int]) -> int | None:
-    """The first epoch that two sets of active epochs share, without counting through them.
-
-    >>> first_common(range(0, 10, 2), range(1, 10, 3))
-    4
-    """
-    if not (isinstance(one, range) and isinstance(other, range)):
-        listed, rest = (one, other) if not isinstance(one, range) else (other, one)
-        return next((epoch for epoch in listed if epoch in rest), None)
-    step = gcd(one.step, other.step)
-    if (other.start - one.start) % step:
-        return None
-    turns = (other.start - one.start) // step * pow(one.step // step, -1, other.step // step)
-    epoch = one.start + one.step * (turns % (other.step // step))
-    both = lcm(one.step, other.step)
-    epoch += max(0, -((epoch - max(one.start, other.start)) // both)) * both
-    return epoch if epoch in one and epoch in other else None
 
 
 def _place(data: Any, word: str) -> tuple[str | int, ...]:
@@ -349,7 +289,7 @@ def _places(data: Any, word: str) -> Iterator[tuple[str | int, ...]]:
 
 
 def _names(cls: type) -> set[str]:
-    return set(inspect.signature(cls).parameters)
+    return set(signature_of(cls).parameters)
 
 
 def _text(error: BaseException) -> str:

@@ -176,16 +176,16 @@ class PruningPolicy(Policy):
             self._mask_gradients(masks)
 
     def _prune(self, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> SetMasks:
-        with torch.no_grad():
-            seen = {name: self._folded(name, parameter) for name, parameter in self.parameters.items()}
-            chosen = self.component.compute_masks(seen, self.context(model, masks, progress))
-        _must_own(chosen, self.parameters)
+        seen = {name: self._folded(name, parameter) for name, parameter in self.parameters.items()}
+        chosen = _chosen_masks(self.component, seen, self.context(model, masks, progress), self.parameters)
         left_out = [name for name in self.parameters if name not in chosen]
         return SetMasks(chosen, self.args.mask_on_forward_only, self.args.use_double_copies, left_out)
 
     def _folded(self, name: str, parameter: Parameter) -> Parameter:
         batchnorm = self.batchnorms.get(name)
-        return parameter if batchnorm is None else Parameter(folded_weight(parameter, batchnorm), requires_grad=False)
+        if batchnorm is None:
+            return parameter
+        return Parameter(folded_weight(parameter.detach(), batchnorm), requires_grad=False)
 
     def _mask_gradients(self, masks: Mapping[str, Tensor]) -> None:
         for name, parameter in self.parameters.items():
@@ -212,10 +212,8 @@ class RegularizationPolicy(Policy):
         return LossTerm(self.name, self.component.penalty(self.parameters, context))
 
     def on_minibatch_end(self, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> Effect:
-        with torch.no_grad():
-            context = self.context(model, masks, progress)
-            chosen = self.component.compute_masks(self.parameters, context)  # type: ignore[attr-defined]
-        _must_own(chosen, self.parameters)
+        context = self.context(model, masks, progress)
+        chosen = _chosen_masks(self.component, self.parameters, context, self.parameters)
         keep = self.args.keep_mask and progress.epoch == self.window.last and progress.is_last_minibatch
         return ZeroWeights(chosen, keep=keep)
 
@@ -258,6 +256,20 @@ def drops_weights(component: object) -> bool:
 def _masked_gradient(masks: Mapping[str, Tensor], name: str, gradient: Tensor) -> Tensor | None:
     mask = masks.get(name)
     return None if mask is None else gradient * mask
+
+
+def _chosen_masks(
+    component: Any, seen: Mapping[str, Parameter], context: Context, parameters: Mapping[str, Parameter]
+) -> Mapping[str, Tensor]:
+    """A component's answer, checked; and whether it has kept its hands off the weights."""
+    versions = {name: parameter._version for name, parameter in parameters.items()}
+    with torch.no_grad():
+        chosen: Mapping[str, Tensor] = component.compute_masks(seen, context)
+    for name, parameter in parameters.items():
+        if parameter._version != versions[name]:
+            raise PluginError(f"compute_masks changed {name!r} in place; it must return masks and leave weights alone")
+    _must_own(chosen, parameters)
+    return chosen
 
 
 def _must_own(chosen: object, parameters: Mapping[str, Parameter]) -> None:

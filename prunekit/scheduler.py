@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from prunekit.build import build, exhausted, idle_policies
+from prunekit.build import build
 from prunekit.bus import EventBus, Result, moment
 from prunekit.components import MaskChange
 from prunekit.effects import Ledger
@@ -19,6 +19,7 @@ from prunekit.errors import PrunekitError, ScheduleError
 from prunekit.learning_rate import learning_rates, set_groups
 from prunekit.masks import Masks
 from prunekit.parameters import Parameters
+from prunekit.plan import exhausted, idle_policies
 from prunekit.plugins import create_registry, load_listeners
 from prunekit.policies import Policy, PruningPolicy
 from prunekit.progress import Progress

@@ -222,9 +222,17 @@ class ForeignName:
         return {"fc1.weight": torch.ones(8, 12, dtype=torch.bool)}
 
 
+class ChangesWeights:
+    targets = ("fc2.weight",)
+
+    def compute_masks(self, parameters: Mapping[str, Tensor], context: Context) -> Mapping[str, Tensor]:
+        return {name: weight.abs_() > 0.1 for name, weight in parameters.items()}
+
+
 @pytest.mark.parametrize(
     ("component", "message"),
     [
+        (ChangesWeights, "compute_masks changed 'fc2.weight' in place; it must return masks and leave weights alone"),
         (WrongShape, r"the mask of 'fc2.weight' must be torch.bool \(4, 8\), got torch.bool \(3,\)"),
         (NotBoolean, r"the mask of 'fc2.weight' must be torch.bool \(4, 8\), got torch.float32 \(4, 8\)"),
         (ForeignName, "a mask for 'fc1.weight', which is none of the policy's parameters"),
