@@ -59,6 +59,16 @@ class _Entry:
     def only_in_forward(self) -> bool:
         return self.forward_only or self.double_copies
 
+    def enforced(self) -> _Entry | None:
+        """What holds after the step too: all of it, or what a regularizer left beside a forward-only mask."""
+        if not self.forward_only:
+            return self
+        if self.kept is None:
+            return None
+        entry = _Entry(self.parameter, kept=self.kept)
+        entry.combine()
+        return entry
+
 
 class _Enforced:
     """Entries of one device and width, for one multi-tensor call."""
@@ -143,7 +153,7 @@ class Masks(Mapping[str, Tensor]):
         entry = self._entry(name)
         entry.kept = mask if entry.kept is None else entry.kept & mask
         self._changed(entry)
-        entry.apply()
+        self.zero(name, entry.kept)
 
     def drop(self, name: str) -> None:
         """Forget the pruner's mask; the weights stay as they are."""
@@ -260,7 +270,7 @@ class Masks(Mapping[str, Tensor]):
         self._stale = True
 
     def _sort(self) -> None:
-        self._enforced = _Enforced.groups(e for e in self._entries.values() if not e.forward_only)
+        self._enforced = _Enforced.groups(e for e in map(_Entry.enforced, self._entries.values()) if e is not None)
         self._in_forward = [e for n, e in self._entries.items() if e.only_in_forward and n in self._active]
         self._stale = False
 

@@ -169,6 +169,29 @@ def test_masked_gradients_leave_masked_weights_where_they_are() -> None:
     assert model.fc1.weight.grad[masked].any(), "the hook is gone after the last active epoch"
 
 
+def test_what_a_regularizer_leaves_holds_beside_a_mask_that_only_the_forward_pass_sees() -> None:
+    model = MLP()
+    parameter = model.fc1.weight
+    masks, kept, pruned = (
+        Masks({"w": parameter}),
+        torch.ones(8, 12, dtype=torch.bool),
+        torch.ones(8, 12, dtype=torch.bool),
+    )
+    kept[0], pruned[1] = False, False
+    masks.set("w", pruned, forward_only=True, double_copies=True)
+    masks.intersect("w", kept)
+    masks.activate(["w"])
+    assert [zeros(row) for row in parameter[:3]] == [12, 0, 0]
+    masks.begin_forward()
+    assert [zeros(row) for row in parameter[:3]] == [12, 12, 0]
+    masks.end_forward()
+    with torch.no_grad():
+        parameter.add_(1)
+    masks.enforce()
+    assert [zeros(row) for row in parameter[:3]] == [12, 0, 0]
+    assert torch.equal(masks["w"], kept & pruned)
+
+
 def test_skip_first_minibatch_prunes_from_the_second_on() -> None:
     model = MLP()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

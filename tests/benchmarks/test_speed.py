@@ -132,29 +132,29 @@ def convs() -> tuple[nn.Module, tuple[int, ...]]:
     return nn.Sequential(*layers), (64, 3, 32, 32)
 
 
-@pytest.mark.parametrize(("network", "rounds"), [(mlp, 200), (convs, 25)])
+@pytest.mark.parametrize(("network", "rounds"), [(mlp, 50), (convs, 8)])
 def test_training_step_with_every_weight_masked(
     benchmark: Any, device: torch.device, tmp_path: Path, network: Any, rounds: int
 ) -> None:
-    """Asked of the step with masks: <= 1.10 of the bare one for the MLP at batch 16, <= 1.01 for the convolutions."""
-    steps = {}
-    for name in ("bare", "masked"):
-        model, shape = network()
-        model.to(device)
-        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
-        x = torch.randn(shape, device=device)
-        steps[name] = bare_step(model, optimizer, x)
-        if name == "masked":
-            levels = {"class": "SparsityLevelParameterPruner", "levels": {"re:.*weight": 0.8}}
-            schedule = {**pruner(0.8, frequency=10**9), "pruners": {"p": levels}}
-            trace = Trace(tmp_path, logger=None)
-            scheduler = CompressionScheduler.from_dict(schedule, model, optimizer, trace=trace)
-            scheduler.on_epoch_begin(0)
-            scheduler.on_epoch_end(0)
-            scheduler.on_epoch_begin(1)
-            steps[name] = masked_step(steps[name], scheduler)
-    times = in_turn(device, rounds, **steps)
-    report(benchmark, device, steps["masked"], ms=times["masked"] * 1e3, to_bare=times["masked"] / times["bare"])
+    """Asked of the step with masks: <= 1.10 of the bare one for the MLP at batch 16, <= 1.01 for the convolutions.
+
+    The median over five pairs of networks, each in memory of its own: where that lies matters as much as the masks.
+    """
+    ratios = []
+    for pair in range(5):
+        bare = bare_step(*ready(network, device))
+        masked = masked_step(*ready(network, device), tmp_path / str(pair))
+        times = in_turn(device, rounds, bare=bare, masked=masked)
+        ratios.append(times["masked"] / times["bare"])
+    figures = {"ms": times["masked"] * 1e3, "to_bare": statistics.median(ratios)}
+    report(benchmark, device, masked, **figures, least=min(ratios), most=max(ratios))
+
+
+def ready(network: Any, device: torch.device) -> tuple[nn.Module, torch.optim.Optimizer, Tensor]:
+    model, shape = network()
+    model.to(device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    return model, optimizer, torch.randn(shape, device=device)
 
 
 def bare_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> Callable[..., None]:
@@ -166,7 +166,16 @@ def bare_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> 
     return step
 
 
-def masked_step(step: Callable[..., None], scheduler: CompressionScheduler) -> Callable[[], None]:
+def masked_step(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, run_dir: Path) -> Callable[[], None]:
+    levels = {"class": "SparsityLevelParameterPruner", "levels": {"re:.*weight": 0.8}}
+    schedule = {**pruner(0.8, frequency=10**9), "pruners": {"p": levels}}
+    trace = Trace(run_dir, logger=None)
+    scheduler = CompressionScheduler.from_dict(schedule, model, optimizer, trace=trace)
+    scheduler.on_epoch_begin(0)
+    scheduler.on_epoch_end(0)
+    scheduler.on_epoch_begin(1)
+    step = bare_step(model, optimizer, x)
+
     def masked() -> None:
         for _ in scheduler.minibatches((0,)):
             step(scheduler.total_loss)
