@@ -60,10 +60,10 @@ class Problem:
 
 
 class ScheduleError(PrunekitError):
-    """A schedule that can't be used, with every problem found in it."""
+    """A schedule that can't be used, with every problem found in it, in the order of the file."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
-        self.problems = tuple(problems)
+        self.problems = tuple(sorted(problems, key=lambda p: (p.position.line or 0, p.position.column or 0)))
         super().__init__("\n".join(map(str, self.problems)))
 
 

@@ -82,7 +82,10 @@ class PolicySpec:
 
 @dataclass(frozen=True)
 class Schedule:
-    """What to do to a network, and when. `spoilt` are policies without a usable window, kept to check the rest of them.
+    """What to do to a network, and when.
+
+    Of a text that could be read in part, `unread` says what is wrong with the rest, and `spoilt` are policies without a
+    usable window, kept to check what else they say.
 
     Written back with `to_yaml` and read again it is equal. Positions of errors come from `source`.
     """
@@ -90,6 +93,7 @@ class Schedule:
     components: Sequence[ComponentSpec]
     policies: Sequence[PolicySpec]
     source: Source = field(default_factory=lambda: Source("<python>"), compare=False, repr=False)
+    unread: Sequence[Problem] = field(default=(), compare=False, repr=False)
     spoilt: Sequence[PolicySpec] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -120,10 +124,9 @@ class Schedule:
 
     @classmethod
     def _from(cls, source: Source) -> Schedule:
-        schedule, problems = parse(source)
-        problems += schedule.problems()
-        if problems:
-            raise ScheduleError(sorted(problems, key=lambda p: (p.position.line or 0, p.position.column or 0)))
+        schedule = parse(source)
+        if problems := schedule.problems():
+            raise ScheduleError(problems)
         return schedule
 
     def component(self, kind: str, name: str) -> ComponentSpec | None:
@@ -143,8 +146,8 @@ class Schedule:
         return dump(self.to_dict())
 
     def problems(self) -> list[Problem]:
-        """What does not hold together: policies without their component, two components of one name."""
-        say, found = self.source.problem, []
+        """What could not be read, and what does not hold together: policies without their component, one name twice."""
+        say, found = self.source.problem, list(self.unread)
         seen: set[tuple[str, str]] = set()
         for spec in self.components:
             if (spec.kind, spec.name) in seen:
@@ -183,14 +186,13 @@ class Schedule:
         return found
 
 
-def parse(source: Source) -> tuple[Schedule, list[Problem]]:
-    """All of a schedule that can be understood, and everything that is wrong with the rest."""
-    parser = _Parser(source)
+def parse(source: Source) -> Schedule:
+    """All of a schedule that can be understood; its `problems()` say what is wrong with the rest."""
     if source.data is None and source.problems:
-        return Schedule((), (), source), list(source.problems)
+        return Schedule((), (), source, tuple(source.problems))
+    parser = _Parser(source)
     components, policies = parser.top()
-    schedule = Schedule(components, policies, source, tuple(parser.spoilt))
-    return schedule, [*source.problems, *parser.problems]
+    return Schedule(components, policies, source, (*source.problems, *parser.problems), tuple(parser.spoilt))
 
 
 def _policy_dict(policy: PolicySpec) -> dict[str, Any]:

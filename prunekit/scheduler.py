@@ -61,59 +61,12 @@ class CompressionScheduler:
         trace: Trace | None = None,
         registry: Registry | None = None,
     ) -> None:
-        self._start(schedule, [], model, optimizer, epochs, trace, registry)
-
-    @classmethod
-    def from_yaml(
-        cls, path: str | Path, model: Module, optimizer: Optimizer | None = None, **options: Any
-    ) -> CompressionScheduler:
-        """A scheduler from a YAML file; options as in the constructor.
-
-        Raises:
-            ScheduleError: every problem in the file and in how it fits the model, with file, line and column.
-        """
-        return cls._from(Source.from_file(path), model, optimizer, **options)
-
-    @classmethod
-    def from_dict(
-        cls, data: Mapping[str, Any], model: Module, optimizer: Optimizer | None = None, **options: Any
-    ) -> CompressionScheduler:
-        """A scheduler from a dict of the YAML's shape, which is not changed; options as in the constructor."""
-        return cls._from(Source.from_data(data), model, optimizer, **options)
-
-    @classmethod
-    def _from(
-        cls,
-        source: Source,
-        model: Module,
-        optimizer: Optimizer | None,
-        *,
-        epochs: int | None = None,
-        trace: Trace | None = None,
-        registry: Registry | None = None,
-    ) -> CompressionScheduler:
-        schedule, problems = parse(source)
-        scheduler = cls.__new__(cls)
-        scheduler._start(schedule, problems, model, optimizer, epochs, trace, registry)
-        return scheduler
-
-    def _start(
-        self,
-        schedule: Schedule,
-        problems: list[Any],
-        model: Module,
-        optimizer: Optimizer | None,
-        epochs: int | None,
-        trace: Trace | None,
-        registry: Registry | None,
-    ) -> None:
         self.schedule, self.model, self.optimizer = schedule, model, optimizer
         self.trace = trace or Trace()
         listeners, broken = load_listeners()
         built = build(schedule, registry or create_registry(listeners), model, optimizer, epochs)
-        problems = [*problems, *schedule.problems(), *built.problems]
-        if problems:
-            raise ScheduleError(sorted(problems, key=lambda p: (p.position.line or 0, p.position.column or 0)))
+        if problems := [*schedule.problems(), *built.problems]:
+            raise ScheduleError(problems)
         for listener in broken:
             self.trace.warning("plugin broken", plugin=str(listener.offer), error=listener.reason)
         for warning in schedule.warnings():
@@ -133,6 +86,24 @@ class CompressionScheduler:
         self._hooked: list[Optimizer] = []
         if optimizer is not None:
             self._hook(optimizer)
+
+    @classmethod
+    def from_yaml(
+        cls, path: str | Path, model: Module, optimizer: Optimizer | None = None, **options: Any
+    ) -> CompressionScheduler:
+        """A scheduler from a YAML file; options as in the constructor.
+
+        Raises:
+            ScheduleError: every problem in the file and in how it fits the model, with file, line and column.
+        """
+        return cls(parse(Source.from_file(path)), model, optimizer, **options)
+
+    @classmethod
+    def from_dict(
+        cls, data: Mapping[str, Any], model: Module, optimizer: Optimizer | None = None, **options: Any
+    ) -> CompressionScheduler:
+        """A scheduler from a dict of the YAML's shape, which is not changed; options as in the constructor."""
+        return cls(parse(Source.from_data(data)), model, optimizer, **options)
 
     @property
     def masks(self) -> Mapping[str, Tensor]:

@@ -99,8 +99,8 @@ def test_the_command_prints_a_valid_schema_and_nothing_else() -> None:
 @pytest.mark.parametrize("path", SCHEDULES, ids=lambda path: path.name)
 def test_the_schema_judges_every_example_as_prunekit_does(installed: Draft202012Validator, path: Path) -> None:
     source = Source.from_file(path)
-    parsed, problems = parse(source)
-    problems += build(parsed, create_registry(load_listeners()[0])).problems
+    parsed = parse(source)
+    problems = parsed.problems() + build(parsed, create_registry(load_listeners()[0])).problems
     assert accepts(installed, source.data) == (not problems)
 
 
@@ -158,8 +158,8 @@ def test_what_the_schema_refuses_prunekit_refuses(installed: Draft202012Validato
 
 
 def problems_of(data: Any) -> Iterator[Any]:
-    parsed, problems = parse(Source.from_data(copy.deepcopy(data)))
-    yield from problems
+    parsed = parse(Source.from_data(copy.deepcopy(data)))
+    yield from parsed.problems()
     yield from build(parsed, create_registry(load_listeners()[0])).problems
 
 

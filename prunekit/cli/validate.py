@@ -53,12 +53,12 @@ def check(path: Path, application: Application | None, epochs: int | None) -> tu
     from prunekit.schedule import parse
     from prunekit.source import Source
 
-    schedule, problems = parse(Source.from_file(path))
+    schedule = parse(Source.from_file(path))
     listeners, broken = load_listeners()
     complain(*(f"warning: {listener.reason}" for listener in broken))
     model, optimizer = (None, None) if application is None else (application.model, application.optimizer)
     built = build(schedule, create_registry(listeners), model, optimizer, epochs)
-    errors = dict.fromkeys([*problems, *schedule.problems(), *built.problems])
+    errors = dict.fromkeys([*schedule.problems(), *built.problems])
     readable = schedule.components or schedule.policies or not errors
     findings = [("error", problem) for problem in errors]
     findings += [("warning", problem) for problem in schedule.warnings()] if readable else []

@@ -79,9 +79,9 @@ def _default_epochs(schedule: Schedule | Path) -> int:
     from prunekit.source import Source
     from prunekit.training import default_epochs
 
-    parsed, problems = (schedule, []) if isinstance(schedule, Schedule) else parse(Source.from_file(schedule))
+    parsed = schedule if isinstance(schedule, Schedule) else parse(Source.from_file(schedule))
     epochs = default_epochs(parsed)
-    if epochs is None and not problems:
+    if epochs is None and not parsed.problems():
         raise misuse("the schedule has no policy that says how long to train: give --epochs")
     return epochs or 1  # with problems: they are all told when the run is about to begin
 
