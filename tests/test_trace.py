@@ -252,7 +252,7 @@ def test_reading_leaves_nothing_out(tmp_path: Path) -> None:
     lines = [{key: value for key, value in line.items() if key != "timestamp"} for line in read(tmp_path)]
     assert lines == [
         {"event": "a", "level": "debug", "number": 1.5},
-        {"event": "a", "level": "info", "number": math.inf},
+        {"event": "a", "level": "info", "number": "inf"},
         {"event": "é 😀\n", "level": "warning", "nested": {"b": [None, True]}},
         {"event": "a", "level": "error", "tensor": "tensor([0.])", "path": str(tmp_path)},
         {"event": "a", "level": "error"},
@@ -277,3 +277,11 @@ def test_a_warning_of_the_schedule_is_a_line_with_its_place() -> None:
     assert lines == [
         {"event": "schedule", "log_level": "warning", "problem": "<dict>: no version is given; 1 is assumed"}
     ]
+
+
+def test_numbers_that_json_has_no_word_for_are_words(tmp_path: Path) -> None:
+    trace = Trace(tmp_path, logger=None)
+    trace.info("loss terms", epoch=0, means={"l1": float("nan")}, after=[float("inf"), 0.5], what=Path("x"))
+    (line,) = (tmp_path / "trace.jsonl").read_text().splitlines()
+    strict = json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    assert (strict["means"], strict["after"], strict["what"]) == ({"l1": "nan"}, ["inf", 0.5], "x")

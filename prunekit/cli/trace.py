@@ -140,7 +140,7 @@ def _sparsity(name: str, change: Any) -> str:
 
 
 def _rates(rates: Any) -> str:
-    return ", ".join(f"{rate:.6g}" for rate in rates) if isinstance(rates, list) else str(rates)
+    return ", ".join(map(_plain, rates)) if isinstance(rates, list) else str(rates)
 
 
 def _plain(value: Any) -> str:
