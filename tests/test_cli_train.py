@@ -92,7 +92,13 @@ def run(*arguments: str) -> Result:
 
 def start(*arguments: str, **options: Any) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "prunekit", "train", *arguments]
-    return subprocess.Popen(command, text=True, stderr=subprocess.PIPE, **{"stdout": subprocess.PIPE, **options})
+    # A test run that was itself started in the background of a script ignores Ctrl-C, and so would its children.
+    options = {"stdout": subprocess.PIPE, "preexec_fn": _hear_interrupts, **options}
+    return subprocess.Popen(command, text=True, stderr=subprocess.PIPE, **options)
+
+
+def _hear_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def model(run_dir: str) -> list[torch.Tensor]:
