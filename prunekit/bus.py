@@ -113,7 +113,7 @@ class EventBus:
             try:
                 value = function(*arguments)
             except Exception as error:
-                self._blame(error, hook, origin)
+                self.blame(error, hook, origin)
                 raise
             if start:
                 ms = round((time.perf_counter_ns() - start) / 1e6, 3)
@@ -122,7 +122,8 @@ class EventBus:
 
         return run if options else hookspecs.hookimpl(run)
 
-    def _blame(self, error: Exception, hook: str, origin: Origin) -> None:
+    def blame(self, error: Exception, hook: str, origin: Origin) -> None:
+        """Say in the error and in the trace whose it is."""
         error.add_note(f"raised in {hook} by {origin}")
         where = self._where(hook, origin)
         self.trace.error("hook failed", **where, error=f"{type(error).__name__}: {error}", exc_info=error)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from pydantic import Field
 from torch import Tensor
 from torch.nn import Module, Parameter
-from torch.optim import Optimizer
 
 from prunekit.progress import Progress, Window
 
 if TYPE_CHECKING:
-    from prunekit.errors import ArgumentError
+    pass
 
 Kind = Literal["pruner", "regularizer", "quantizer", "lr_scheduler", "extension"]
 SECTIONS: dict[str, Kind] = {
@@ -90,13 +89,6 @@ class Regularizer(Protocol):
         """The scalar to add to the loss, differentiable in the parameters."""
 
 
-class Checked(Protocol):
-    """A component that inspects its parameters before training."""
-
-    def check(self, parameters: Mapping[str, Parameter], context: Context) -> Iterable[ArgumentError]:
-        """One error for each parameter that the component can't work on."""
-
-
 @runtime_checkable
 class Stateful(Protocol):
     """A component with something to remember between epochs, in types that `torch.load(weights_only=True)` reads."""
@@ -106,16 +98,6 @@ class Stateful(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`."""
-
-
-class LRScheduler(Protocol):
-    """Any `torch.optim.lr_scheduler.LRScheduler`, or a class that behaves like one. `optimizer` comes from prunekit."""
-
-    last_epoch: int
-
-    def __init__(self, optimizer: Optimizer, *args: Any, **kwargs: Any) -> None: ...
-    def step(self) -> None:
-        """Advance by one epoch and write the LR into the optimizer's groups."""
 
 
 class Origin(NamedTuple):

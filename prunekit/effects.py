@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,7 +61,8 @@ class Ledger:
         """Do what an event's implementations returned, in their order: all of it, or nothing if a listener fails."""
         wanted = [(result.origin, effect) for result in results for effect in flatten(result.value)]
         for origin, effect in wanted:
-            self._must_fit(effect, f"{hook} of {origin}", optimizer)
+            with self._blaming(hook, origin):
+                self._must_fit(effect, f"{hook} of {origin}", optimizer)
         undo = self._snapshot([effect for _, effect in wanted], optimizer)
         try:
             for origin, effect in wanted:
@@ -126,8 +128,9 @@ class Ledger:
         self._minibatches += 1
         for result in results:
             for term in flatten(result.value):
-                if not isinstance(term, LossTerm):
-                    raise PluginError(f"before_backward_pass of {result.origin} must return a LossTerm, got {term!r}")
+                with self._blaming("before_backward_pass", result.origin):
+                    if not isinstance(term, LossTerm):
+                        raise PluginError(f"before_backward_pass of {result.origin} returned {term!r}, no LossTerm")
                 value, total = term.value.detach(), self._terms.get(term.name)
                 self._terms[term.name] = value if total is None else total + value
                 loss = loss + term.value
@@ -158,6 +161,15 @@ class Ledger:
             ]
             for name, changes in state.items()
         }
+
+    @contextmanager
+    def _blaming(self, hook: str, origin: Origin) -> Iterator[None]:
+        """What an implementation returned is its fault as much as what it raises."""
+        try:
+            yield
+        except PluginError as error:
+            self.bus.blame(error, hook, origin)
+            raise
 
     def _must_fit(self, effect: object, who: str, optimizer: Optimizer | None) -> None:
         """Refuse what can't be carried out before anything is."""

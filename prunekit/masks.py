@@ -128,7 +128,10 @@ class Masks(Mapping[str, Tensor]):
         for name, mask in masks.items():
             if name not in self._parameters:
                 raise PluginError(f"the model has no parameter {name!r}{did_you_mean(name, self._parameters)}")
-            must_fit(name, mask, self._parameters[name])
+            shape = self._parameters[name].shape
+            if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != shape:
+                got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else repr(mask)
+                raise PluginError(f"the mask of {name!r} must be torch.bool {tuple(shape)}, got {got}")
 
     # Changes
 
@@ -172,7 +175,7 @@ class Masks(Mapping[str, Tensor]):
     # Upkeep
 
     def enforce(self) -> None:
-        """The optimizer has stepped: zero what is pruned. No synchronisation with the device."""
+        """The optimizer has stepped: zero what is pruned. No synchronization with the device."""
         if self._stale:
             self._sort()
         for group in self._enforced:
@@ -273,17 +276,6 @@ class Masks(Mapping[str, Tensor]):
         self._enforced = _Enforced.groups(e for e in map(_Entry.enforced, self._entries.values()) if e is not None)
         self._in_forward = [e for n, e in self._entries.items() if e.only_in_forward and n in self._active]
         self._stale = False
-
-
-def must_fit(name: str, mask: object, parameter: Tensor) -> None:
-    """Whether something is a mask of a parameter.
-
-    Raises:
-        PluginError: it is not boolean, or not of the parameter's shape.
-    """
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool or mask.shape != parameter.shape:
-        got = f"{mask.dtype} {tuple(mask.shape)}" if isinstance(mask, Tensor) else repr(mask)
-        raise PluginError(f"the mask of {name!r} must be torch.bool {tuple(parameter.shape)}, got {got}")
 
 
 def count_nonzero(tensor: Tensor) -> int:

@@ -32,7 +32,6 @@ from prunekit.components import (
 from prunekit.errors import ArgumentError, PluginError
 from prunekit.graph import folded_weight
 from prunekit.learning_rate import LearningRateSchedule
-from prunekit.masks import must_fit
 from prunekit.progress import Progress, Window
 
 
@@ -275,7 +274,6 @@ def _chosen_masks(
 def _must_own(chosen: object, parameters: Mapping[str, Parameter]) -> None:
     if not isinstance(chosen, Mapping):
         raise PluginError(f"compute_masks must return a mapping of parameter names to masks, got {chosen!r}")
-    for name, mask in chosen.items():
+    for name in chosen:
         if name not in parameters:
             raise PluginError(f"compute_masks returned a mask for {name!r}, which is none of the policy's parameters")
-        must_fit(name, mask, parameters[name])

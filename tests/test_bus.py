@@ -453,10 +453,13 @@ def test_an_effect_that_does_not_fit_is_refused_before_any_is_carried_out(effect
         def on_epoch_begin(self) -> Any:
             return [SetMasks({"fc2.weight": torch.zeros(4, 8, dtype=torch.bool)}), effect]
 
-    scheduler, _, model = fails_with(Confused, "extension")
+    scheduler, logger, model = fails_with(Confused, "extension")
     before = model.fc2.weight.detach().clone()
-    with pytest.raises(PluginError, match=message):
+    with pytest.raises(PluginError, match=message) as error:
         scheduler.on_epoch_begin(0)
+    assert error.value.__notes__ == [f"raised in on_epoch_begin by Confused 'broken', policies[1], {__name__}"]
+    (line,) = logger.events("hook failed")
+    assert (line["hook"], line["policy"], line["plugin"]) == ("on_epoch_begin", "policies[1]", __name__)
     assert dict(scheduler.masks) == {}
     assert torch.equal(model.fc2.weight, before)
 

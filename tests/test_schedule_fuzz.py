@@ -344,4 +344,6 @@ def test_any_dict_is_accepted_or_refused(given_data: Any) -> None:
 @pytest.mark.parametrize("text", GOOD)
 def test_the_schedules_that_are_changed_are_accepted_as_they_are(text: str) -> None:
     optimizer = torch.optim.SGD(MODEL.parameters(), lr=0.1)
-    CompressionScheduler(Schedule.from_text(text), MODEL, optimizer, registry=REGISTRY, trace=Trace(level="error"))
+    schedule = Schedule.from_text(text)
+    scheduler = CompressionScheduler(schedule, MODEL, optimizer, registry=REGISTRY, trace=Trace(level="error"))
+    assert (schedule.problems(), scheduler.schedule) == ([], schedule)

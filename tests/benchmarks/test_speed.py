@@ -115,6 +115,7 @@ def test_pruning_step(benchmark: Any, device: torch.device, tmp_path: Path) -> N
         times["ours"].append(seconds(ours, device))
         times["floor"].append(seconds(floor, device))
     ours_s, floor_s = (statistics.median(values[2:]) for values in times.values())
+    assert scheduler.sparsity() == pytest.approx(0.8, abs=1e-4), "what was timed did the work"
     figures = {"ms": ours_s * 1e3, "to_torch_prune": ours_s / peer, "to_floor": ours_s / floor_s}
     report(benchmark, device, ours, **figures)
 
@@ -143,9 +144,12 @@ def test_training_step_with_every_weight_masked(
     ratios = []
     for pair in range(5):
         bare = bare_step(*ready(network, device))
-        masked = masked_step(*ready(network, device), tmp_path / str(pair))
+        model, optimizer, x = ready(network, device)
+        masked = masked_step(model, optimizer, x, tmp_path / str(pair))
         times = in_turn(device, rounds, bare=bare, masked=masked)
         ratios.append(times["masked"] / times["bare"])
+        zeros = [(w == 0).float().mean().item() for w in model.parameters() if w.dim() > 1]
+        assert zeros == pytest.approx([0.8] * len(zeros), abs=1e-2), "what was timed kept its masks"
     figures = {"ms": times["masked"] * 1e3, "to_bare": statistics.median(ratios)}
     report(benchmark, device, masked, **figures, least=min(ratios), most=max(ratios))
 
@@ -205,5 +209,6 @@ def test_idle_policies(benchmark: Any, device: torch.device) -> None:
             scheduler.before_parameter_optimization(0, m, number)
             scheduler.on_minibatch_end(0, m, number)
 
+    assert not any(scheduler._bus.hears(hook) for hook in ("on_minibatch_begin", "before_backward_pass"))
     microseconds = statistics.median(seconds(minibatches, device) for _ in range(9)) * 1e3
     report(benchmark, device, minibatches, us_per_minibatch=microseconds)
