@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         NonNegative as NonNegative,
         Origin as Origin,
         Pruner as Pruner,
+        Quantizer as Quantizer,
         Regularizer as Regularizer,
         Selectors as Selectors,
         SetLearningRates as SetLearningRates,
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     )
     from prunekit.granularity import Granularity as Granularity, granularities as granularities
     from prunekit.hookspecs import hookimpl as hookimpl
+    from prunekit.lock import Lock as Lock
+    from prunekit.plugins import Plugins as Plugins, load_plugins as load_plugins
     from prunekit.progress import Progress as Progress, Window as Window
     from prunekit.results import TrainingResult as TrainingResult
     from prunekit.schedule import ComponentSpec as ComponentSpec, PolicySpec as PolicySpec, Schedule as Schedule
@@ -47,17 +50,20 @@ if TYPE_CHECKING:
     )
     from prunekit.trace import Trace as Trace
     from prunekit.training import train as train
+    from prunekit.trust import Trust as Trust
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "prunekit.components": (
         "Context DropMasks Effect KeepMasks LossTerm MaskChange ModulesQuantized NonNegative Origin "
-        "Pruner Regularizer Selectors SetLearningRates SetMasks Sparsity Targets ZeroWeights"
+        "Pruner Quantizer Regularizer Selectors SetLearningRates SetMasks Sparsity Targets ZeroWeights"
     ),
     "prunekit.errors": "ArgumentError PluginError Problem PrunekitError ScheduleError StateError",
     "prunekit.granularity": "Granularity granularities",
     "prunekit.hookspecs": "hookimpl",
+    "prunekit.lock": "Lock",
+    "prunekit.plugins": "Plugins load_plugins",
     "prunekit.progress": "Progress Window",
     "prunekit.schedule": "ComponentSpec PolicySpec Schedule",
     "prunekit.scheduler": "CompressionScheduler",
@@ -65,6 +71,7 @@ _HOMES = {
     "prunekit.trace": "Trace",
     "prunekit.application": "Application",
     "prunekit.training": "train",
+    "prunekit.trust": "Trust",
     "prunekit.results": "TrainingResult",
 }
 """Where each public name lives. A name is imported when it is first asked for: `prunekit --help` needs no torch."""

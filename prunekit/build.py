@@ -17,40 +17,39 @@ from prunekit.graph import following_batchnorms
 from prunekit.learning_rate import LearningRateSchedule
 from prunekit.parameters import Parameters, stable_name
 from prunekit.plan import collisions, exhausted, idle_policies
-from prunekit.plugins import hook_names
+from prunekit.plugins import must_be
 from prunekit.policies import (
     HookPolicy,
     LRPolicy,
     Policy,
     PrunerArgs,
     PruningPolicy,
+    QuantizationPolicy,
     RegularizationPolicy,
     RegularizerArgs,
     drops_weights,
 )
 from prunekit.progress import Progress, Window
+from prunekit.quantization import readable
 from prunekit.registry import Found, Registry
 from prunekit.schedule import ComponentSpec, PolicySpec, Schedule
 from prunekit.selectors import select
 from prunekit.source import Path_, plain
 
-_METHODS: dict[Kind, tuple[str, ...]] = {
-    "pruner": ("compute_masks",),
-    "regularizer": ("penalty",),
-    "lr_scheduler": ("step",),
-    "quantizer": (),
-    "extension": (),
-}
 _ARGS: dict[str, type] = {"pruner": PrunerArgs, "regularizer": RegularizerArgs}
+_OWNERS = ("pruner", "regularizer", "quantizer")
 
 
 @dataclass
 class Built:
-    """What came of a schedule. Usable if `problems` is empty; `components` are the stateful objects by their path."""
+    """What came of a schedule. Usable if `problems` is empty.
+
+    `components` are the stateful objects by their path, `found` the classes by kind and name.
+    """
 
     policies: list[Policy] = field(default_factory=list)
     components: dict[str, Any] = field(default_factory=dict)
-    plugins: dict[str, str] = field(default_factory=dict)
+    found: dict[tuple[Kind, str], Found] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
 
@@ -105,20 +104,17 @@ class _Builder:
             self.say((*spec.path, "class"), str(error))
             return
         self.found[spec.kind, spec.name] = found
-        self.built.plugins[found.distribution] = found.version
+        self.built.found[spec.kind, spec.class_name.rpartition(":")[2]] = found
         self.make(spec, spec.args, spec.path, ".".join(spec.path))
 
     def find(self, spec: ComponentSpec) -> Found:
         if isinstance(spec.class_, type):
-            found = Found(spec.class_, spec.class_.__module__, "")
+            found = Found(spec.class_, spec.class_.__module__, "", spec.class_.__module__)
+            if objection := self.registry.trust.changed(found.entry(spec.kind, spec.class_name)):
+                raise PluginError(objection)
         else:
             found = self.registry.find(spec.kind, spec.class_)
-        missing = [name for name in _METHODS[spec.kind] if not callable(getattr(found.cls, name, None))]
-        if missing:
-            raise PluginError(
-                f"{spec.class_name!r} of {found.distribution} is no {spec.kind}: it has no {missing[0]}()"
-            )
-        hook_names(found.cls, found.distribution)
+        must_be(found, spec.kind, spec.class_name)
         return found
 
     def make(self, spec: ComponentSpec, args: Mapping[str, Any], path: Path_, key: str) -> Any:
@@ -165,7 +161,7 @@ class _Builder:
         made = self.built.components.get(key)
         if made is not None and args is not None and usable:
             self.add(policy, spec, made, args, where)
-        elif policy.kind in _ARGS:
+        elif policy.kind in _OWNERS:
             self.owned(made or self.probes.get(key), spec, policy.window, where, probed=made is None)
 
     def policy_args(self, policy: PolicySpec, path: Path_) -> Any:
@@ -198,7 +194,11 @@ class _Builder:
             "origin": origin,
             "window": policy.window,
         }
-        if policy.kind in ("pruner", "regularizer"):
+        if policy.kind == "quantizer":
+            owned = self.owned(component, spec, policy.window, path)
+            self.must_be_readable(owned, path)
+            self.built.policies.append(QuantizationPolicy(**common, **owned))
+        elif policy.kind in ("pruner", "regularizer"):
             owned = self.owned(component, spec, policy.window, path)
             if args == RegularizerArgs(keep_mask=True) and not drops_weights(component):
                 self.say(
@@ -240,6 +240,17 @@ class _Builder:
                 self.say((*spec.path, "class"), f"{spec.class_name} failed while it was being checked: {_text(error)}")
             return {}
         return {"parameters": owned, "targets": values, "selectors": selection.chosen}
+
+    def must_be_readable(self, owned: Mapping[str, Any], path: Path_) -> None:
+        """Say which parameters a quantizer can't reach."""
+        selectors = owned.get("selectors", {})
+        chosen = {id(parameter): name for name, parameter in owned.get("parameters", {}).items()}
+        for module in self.model.modules() if self.model is not None else ():
+            for name in [
+                chosen[id(p)] for p in module._parameters.values() if id(p) in chosen and not readable(module)
+            ]:
+                message = f"{name!r} can't be quantized: {type(module).__name__} does not read its weights by name"
+                self.say((*path, *_place(self.at(path), selectors[name])), message)
 
     def batchnorms(self, index: int, owned: Mapping[str, Any]) -> dict[str, Module]:
         """The batch normalization that follows each owned weight's convolution."""

@@ -92,6 +92,11 @@ class EventBus:
         results: list[Result] = caller(**arguments) if caller is not None else []
         return results
 
+    def ask(self, hook: str, **arguments: Any) -> Result | None:
+        """The first answer that is not None, of a hook whose first answer counts."""
+        caller = self._callers.get(hook)
+        return caller(**arguments) if caller is not None else None
+
     def _find_callers(self) -> None:
         callers = {name: getattr(self._manager.hook, name) for name in vars(self._manager.hook) if name[0] != "_"}
         self._callers = {name: caller for name, caller in callers.items() if caller.get_hookimpls()}

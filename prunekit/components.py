@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from pydantic import Field
 from torch import Tensor
 from torch.nn import Module, Parameter
 
 from prunekit.progress import Progress, Window
-
-if TYPE_CHECKING:
-    pass
 
 Kind = Literal["pruner", "regularizer", "quantizer", "lr_scheduler", "extension"]
 SECTIONS: dict[str, Kind] = {
@@ -87,6 +84,26 @@ class Regularizer(Protocol):
 
     def penalty(self, parameters: Mapping[str, Parameter], context: Context) -> Tensor:
         """The scalar to add to the loss, differentiable in the parameters."""
+
+
+@runtime_checkable
+class Quantizer(Protocol):
+    """Decides which values the forward pass uses for the weights, while its policy's window is open.
+
+    The float weights stay: the optimizer updates them under their own names, and gradients reach them through
+    `quantize`. A masked weight stays zero.
+    """
+
+    @property
+    def targets(self) -> Targets:
+        """The parameters that it quantizes."""
+
+    def quantize(self, name: str, weight: Tensor, context: Context) -> Tensor:
+        """The values that the forward pass uses for `weight`: the same shape and type, differentiable in it.
+
+        Asked whenever the module that owns the parameter reads it. Rounding needs a straight-through estimator (Bengio
+        et al. 2013, arXiv 1308.3432): `weight + (rounded - weight).detach()`.
+        """
 
 
 @runtime_checkable

@@ -63,6 +63,11 @@ class Ledger:
         for origin, effect in wanted:
             with self._blaming(hook, origin):
                 self._must_fit(effect, f"{hook} of {origin}", optimizer)
+        wanted = [
+            (origin, effect)
+            for origin, effect in wanted
+            if not isinstance(effect, SetMasks) or not self._vetoed(effect, _Cause(origin, hook, progress, optimizer))
+        ]
         undo = self._snapshot([effect for _, effect in wanted], optimizer)
         try:
             for origin, effect in wanted:
@@ -141,6 +146,7 @@ class Ledger:
         if self._terms:
             means = {name: float(total) / self._minibatches for name, total in self._terms.items()}
             self.trace.info("loss terms", **moment(progress), means=means)
+            self.bus.fire("on_loss_terms", means=means, progress=progress)
         for origin, before in self._zeroed.items():
             changes = [MaskChange(name, was, self.masks.sparsity(name), origin) for name, was in before.items()]
             self._announce("weights zeroed", changes, _Cause(origin, "on_minibatch_end", progress, None))
@@ -182,6 +188,24 @@ class Ledger:
                 must_fit_groups(effect.groups, optimizer)
         except PluginError as error:
             raise PluginError(f"{who} returned what does not fit: {error}") from None
+
+    def _vetoed(self, effect: SetMasks, cause: _Cause) -> bool:
+        """Whether somebody on the bus keeps these masks from being set; whose reason it was stands in the trace."""
+        if not effect.masks or not self.bus.hears("veto_pruning"):
+            return False
+        veto = self.bus.ask(
+            "veto_pruning", policy=cause.origin, masks=self.masks, proposed=effect.masks, progress=cause.progress
+        )
+        if veto is None:
+            return False
+        with self._blaming("veto_pruning", veto.origin):
+            if not isinstance(veto.value, str) or not veto.value:
+                raise PluginError(
+                    f"veto_pruning of {veto.origin} returned {veto.value!r}; a reason, as text, was expected"
+                )
+        parameters = list(effect.masks)
+        self.trace.info("pruning vetoed", **cause.keys, parameters=parameters, by=str(veto.origin), reason=veto.value)
+        return True
 
     def _snapshot(self, effects: list[Any], optimizer: Optimizer | None) -> Callable[[], None]:
         """How to put everything back if a listener fails over what it hears; without listeners nothing is copied."""

@@ -30,6 +30,8 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
     from torch.nn import Module
     from torch.optim import Optimizer
@@ -47,9 +49,13 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @hookspec
 def on_train_begin(
-    model: Module, masks: Mapping[str, Tensor], optimizer: Optimizer | None, progress: Progress
+    model: Module,
+    masks: Mapping[str, Tensor],
+    optimizer: Optimizer | None,
+    progress: Progress,
+    run_dir: Path | None,
 ) -> Effect | list[Effect] | None:
-    """Training is about to begin."""
+    """Training is about to begin. `run_dir` is the run's folder, if it has one."""
 
 
 @hookspec
@@ -105,6 +111,16 @@ def on_train_end(
     """Training has ended."""
 
 
+# Decisions: the first answer that is not None counts
+
+
+@hookspec(firstresult=True)
+def veto_pruning(
+    policy: Origin, masks: Mapping[str, Tensor], proposed: Mapping[str, Tensor], progress: Progress
+) -> str | None:
+    """A pruner has chosen masks (`proposed`) and they are about to be set. A reason, as text, keeps them from it."""
+
+
 # Effects, for listeners: what was returned is ignored
 
 
@@ -121,6 +137,11 @@ def on_window_close(policy: Origin, progress: Progress) -> None:
 @hookspec
 def on_masks_changed(changes: Sequence[MaskChange], progress: Progress) -> None:
     """Masks were set or kept, or weights zeroed; sparsities are counted from the tensors."""
+
+
+@hookspec
+def on_loss_terms(means: Mapping[str, float], progress: Progress) -> None:
+    """An epoch has ended in which terms were added to the loss: the name of each -> its mean over the mini-batches."""
 
 
 @hookspec

@@ -10,7 +10,7 @@ from prunekit.errors import Problem
 from prunekit.policies import LRPolicy, Policy
 from prunekit.schedule import Schedule
 
-_ALONE = {"pruner": "prunes", "lr_scheduler": "sets the learning rate"}
+_ALONE = {"pruner": "prunes", "quantizer": "quantizes", "lr_scheduler": "sets the learning rate"}
 
 
 def idle_policies(schedule: Schedule, epochs: int | None) -> list[Problem]:
@@ -40,19 +40,25 @@ def exhausted(schedule: Schedule, policies: Iterable[Policy], epochs: int | None
 
 
 def collisions(schedule: Schedule, policies: Sequence[Policy]) -> list[Problem]:
-    """Two pruners of one parameter, or two LR schedulers, in one epoch."""
+    """Two pruners or two quantizers of one parameter, or two LR schedulers, in one epoch."""
     found = []
     for first, second in combinations(policies, 2):
         if first.kind != second.kind or first.kind not in _ALONE:
             continue
-        epoch = first_common(first.window.active, second.window.active)
+        epoch = first_common(_in_force(first), _in_force(second))
         shared = [name for name in first.parameters if name in second.parameters]
-        if epoch is None or (first.kind == "pruner" and not shared):
+        if epoch is None or (first.kind != "lr_scheduler" and not shared):
             continue
         what = f"{shared[0]!r} in epoch {epoch}" if shared else f"in epoch {epoch}"
         message = f"{first.origin.policy} ({first.name!r}) {_ALONE[first.kind]} {what} too; two policies may not"
         found.append(schedule.source.problem(("policies", second.index, second.kind), message))
     return found
+
+
+def _in_force(policy: Policy) -> Sequence[int]:
+    """The epochs in which a policy decides; a quantizer does in those between its active ones too."""
+    window = policy.window
+    return range(window.first, window.last + 1) if policy.kind == "quantizer" else window.active
 
 
 def first_common(one: Sequence[int], other: Sequence[int]) -> int | None:

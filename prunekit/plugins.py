@@ -1,11 +1,11 @@
-"""Entry points -> a fresh pluggy manager with the listeners on it, and every way in which that can go wrong."""
+"""Installed plugins -> listeners and a registry, a fresh pluggy manager, and every way in which that can go wrong."""
 
 from __future__ import annotations
 
 import os
 import traceback
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from inspect import Parameter, getmembers_static, signature
 from typing import Any
 
@@ -13,46 +13,129 @@ import pluggy
 
 from prunekit import hookspecs
 from prunekit.components import Kind
-from prunekit.errors import PluginError, did_you_mean
-from prunekit.registry import LISTENERS, Found, Offer, Registry, installed
+from prunekit.errors import PluginError, Position, Problem, did_you_mean
+from prunekit.lock import Entry, hash_of
+from prunekit.offers import GROUPS, Offer, listener_offers, this_version
+from prunekit.registry import Found, Registry
+from prunekit.trust import Trust
 
 DISABLE = "PRUNEKIT_DISABLE"
 """The environment variable that switches listeners off: names, joined by commas."""
+METHODS: dict[Kind, tuple[str, ...]] = {
+    "pruner": ("compute_masks",),
+    "regularizer": ("penalty",),
+    "lr_scheduler": ("step",),
+    "quantizer": ("quantize",),
+    "extension": (),
+}
+"""What a class must have to be a component of a kind."""
 
 
 @dataclass(frozen=True)
 class Listener:
-    """An object on every bus, and the distribution it comes from."""
+    """An object on every bus, the distribution it comes from, and the module that this one offered."""
 
     name: str
     distribution: str
     version: str
     implementation: object
+    module: str = ""
+
+    @property
+    def entry(self) -> Entry:
+        """What a lock says of it."""
+        return Entry("listener", self.name, self.distribution, self.version, hash_of(self.module))
 
 
 @dataclass(frozen=True)
-class Broken:
-    """A listener that could not be used: it is left out, and said so."""
+class LeftOut:
+    """A listener that is not on the bus, and why; with a traceback it was meant to be."""
 
     offer: Offer
     reason: str
-    traceback: str
+    traceback: str = ""
 
 
-def load_listeners(offers: Iterable[Offer] | None = None) -> tuple[list[Listener], list[Broken]]:
-    """Import the installed listeners that `PRUNEKIT_DISABLE` does not name; a broken one stops nobody else."""
-    disabled = {name.strip() for name in os.environ.get(DISABLE, "").split(",")}
-    listeners, broken = [], []
-    for offer in installed(LISTENERS, "listener") if offers is None else offers:
-        if offer.name in disabled or offer.distribution in disabled:
+@dataclass(frozen=True)
+class Plugins:
+    """The plugins that a run may use.
+
+    Attributes:
+        registry: component classes by name.
+        listeners: what hears every event.
+        broken: listeners that could not be used; they disturb nobody else.
+        switched_off: listeners that are not wanted.
+        refused: what a lock does not hold with; with any of these a run must not begin.
+        trust: what was allowed.
+    """
+
+    registry: Registry
+    listeners: tuple[Listener, ...] = ()
+    broken: tuple[LeftOut, ...] = ()
+    switched_off: tuple[LeftOut, ...] = ()
+    refused: tuple[str, ...] = ()
+    trust: Trust = field(default_factory=Trust)
+
+    @property
+    def problems(self) -> list[Problem]:
+        """What is refused, as the schedule's own problems are told."""
+        file = self.trust.lock.path if self.trust.lock else ""
+        return [Problem(Position(file), "", reason) for reason in self.refused]
+
+
+def load_plugins(trust: Trust | None = None, offers: Iterable[Offer] | None = None) -> Plugins:
+    """The installed plugins: listeners are imported, components only when a schedule names them.
+
+    Args:
+        trust: which distributions may be loaded; all that were made for this prunekit, by default.
+        offers: of listeners; those installed, by default.
+    """
+    trust = trust or Trust()
+    listeners: list[Listener] = []
+    broken: list[LeftOut] = []
+    switched_off: list[LeftOut] = []
+    refused: list[str] = []
+    for offer in listener_offers() if offers is None else offers:
+        if reason := _unwanted(offer, trust):
+            switched_off.append(LeftOut(offer, reason))
+            continue
+        if trust.lock and (objection := trust.lock.objection(offer.entry)):
+            refused.append(objection)
             continue
         try:
-            implementation = offer.load()
-            _must_listen(implementation, offer)
-            listeners.append(Listener(offer.name, offer.distribution, offer.version, implementation))
+            listeners.append(_listener(offer))
         except PluginError as error:
-            broken.append(Broken(offer, str(error), traceback.format_exc()))
-    return listeners, broken
+            broken.append(LeftOut(offer, str(error), traceback.format_exc()))
+    if trust.lock:
+        refused += trust.lock.missing("listener", [listener.entry for listener in listeners])
+        core = trust.lock.objection(core_entry())
+        refused += [core] if core else []
+    registry = create_registry(listeners, trust, [str(listener.offer) for listener in (*switched_off, *broken)])
+    return Plugins(registry, tuple(listeners), tuple(broken), tuple(switched_off), tuple(refused), trust)
+
+
+def disabled_listeners() -> set[str]:
+    """What `PRUNEKIT_DISABLE` names: listeners or their distributions."""
+    return {name.strip() for name in os.environ.get(DISABLE, "").split(",")}
+
+
+def core_entry() -> Entry:
+    """What a lock says of prunekit itself."""
+    return Entry("core", "prunekit", "prunekit", this_version(), hash_of("prunekit"))
+
+
+def must_be(found: Found, kind: Kind, name: str) -> None:
+    """Whether a class is a component of its kind, with hooks that exist.
+
+    Raises:
+        PluginError: it is not; the message names its distribution and the kind that it looks like.
+    """
+    missing = [method for method in METHODS[kind] if not callable(getattr(found.cls, method, None))]
+    if missing:
+        alike = [k for k, methods in METHODS.items() if methods and all(hasattr(found.cls, m) for m in methods)]
+        hint = f"; it looks like a {alike[0]}: the group for those is {GROUPS[alike[0]]!r}" if alike else ""
+        raise PluginError(f"{name!r} of {found.distribution} is no {kind}: it has no {missing[0]}(){hint}")
+    hook_names(found.cls, found.distribution)
 
 
 def create_manager() -> pluggy.PluginManager:
@@ -62,8 +145,11 @@ def create_manager() -> pluggy.PluginManager:
     return manager
 
 
-def create_registry(listeners: Iterable[Listener]) -> Registry:
-    """The registry of installed components, and of those that listeners offer at run time."""
+def create_registry(listeners: Iterable[Listener], trust: Trust | None = None, silent: Iterable[str] = ()) -> Registry:
+    """The registry of installed components, and of those that listeners offer at run time.
+
+    `silent` are the listeners that could have offered more.
+    """
     manager = create_manager()
     owners = {manager.register(_Offering(listener)): listener for listener in reversed(list(listeners))}
 
@@ -79,7 +165,7 @@ def create_registry(listeners: Iterable[Listener]) -> Registry:
         wrong, found = [], []
         for listener, answer in ask(manager.hook.find_component, kind=kind, name=name):
             if isinstance(answer, type):
-                found.append(Found(answer, listener.distribution, listener.version))
+                found.append(Found(answer, listener.distribution, listener.version, listener.module))
             elif answer is not None:
                 what = str(answer) if isinstance(answer, PluginError) else f"returned {answer!r}, not a class"
                 wrong.append(f"find_component of {listener.distribution} {listener.version} {what}")
@@ -91,7 +177,7 @@ def create_registry(listeners: Iterable[Listener]) -> Registry:
         answers = [answer for _, answer in ask(manager.hook.list_components, kind=kind)]
         return [str(name) for answer in answers if isinstance(answer, Iterable) for name in answer]
 
-    return Registry(find=find, names=names)
+    return Registry(find=find, names=names, trust=trust, silent=tuple(silent))
 
 
 class _Offering:
@@ -103,12 +189,26 @@ class _Offering:
                 setattr(self, name, getattr(listener.implementation, name))
 
 
-def _must_listen(implementation: object, offer: Offer) -> None:
-    who = f"listener {offer.name!r} of {offer}"
-    if isinstance(implementation, type):
-        raise PluginError(f"{who} is a class, and prunekit makes no instance of it; offer an instance, or a module")
+def _unwanted(offer: Offer, trust: Trust) -> str | None:
+    if {offer.name, offer.distribution} & disabled_listeners():
+        return f"by {DISABLE}"
+    return None if trust.allows(offer.distribution) else trust.not_allowed(str(offer))
+
+
+def _listener(offer: Offer) -> Listener:
+    """A listener, imported: a module, an object, or a class, of which each scheduler gets an instance of its own."""
+    if offer.incompatibility:
+        raise PluginError(offer.incompatibility)
+    who, implementation = f"listener {offer.name!r} of {offer}", offer.load()
     if not hook_names(implementation, str(offer)):
         raise PluginError(f"{who} implements no hook; is @prunekit.hookimpl missing?")
+    if isinstance(implementation, type):
+        try:
+            implementation = implementation()
+        except Exception as error:
+            what = f"{type(error).__name__}: {error}"
+            raise PluginError(f"{who} is a class that can't be made without arguments: {what}") from error
+    return Listener(offer.name, offer.distribution, offer.version, implementation, offer.module)
 
 
 def hook_names(implementation: object, who: str) -> list[str]:

@@ -24,6 +24,7 @@ from prunekit.components import (
     LossTerm,
     Origin,
     Pruner,
+    Quantizer,
     Regularizer,
     SetLearningRates,
     SetMasks,
@@ -33,6 +34,7 @@ from prunekit.errors import ArgumentError, PluginError
 from prunekit.graph import folded_weight
 from prunekit.learning_rate import LearningRateSchedule
 from prunekit.progress import Progress, Window
+from prunekit.quantization import checked
 
 
 @dataclass(frozen=True)
@@ -218,6 +220,20 @@ class RegularizationPolicy(Policy):
 
 
 @dataclass(eq=False)
+class QuantizationPolicy(Policy):
+    """Gives the forward pass other values for the weights, from the first active epoch to the last."""
+
+    component: Quantizer
+
+    def quantized(self, name: str, weight: Tensor, model: Module, masks: Mapping[str, Tensor], now: Progress) -> Tensor:
+        """What the forward pass uses for a weight; what is masked stays zero."""
+        context = self.context(model, masks, now)
+        values = checked(self.component.quantize(name, weight, context), weight, str(self.origin))
+        mask = masks.get(name)
+        return values if mask is None else values * mask
+
+
+@dataclass(eq=False)
 class LRPolicy(Policy):
     """Sets the learning rate of the next epoch when an active one ends, and of epoch 0 before it begins."""
 
@@ -244,7 +260,7 @@ class LRPolicy(Policy):
 
 @dataclass(eq=False)
 class HookPolicy(Policy):
-    """A component that acts through hooks of its own: an extension, a quantizer."""
+    """A component that acts through hooks of its own: an extension."""
 
 
 def drops_weights(component: object) -> bool:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import Tensor
-from torch.nn import Module
+from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 
 from prunekit.build import build
@@ -17,13 +18,14 @@ from prunekit.components import MaskChange
 from prunekit.effects import Ledger
 from prunekit.errors import PrunekitError, ScheduleError
 from prunekit.learning_rate import learning_rates, set_groups
+from prunekit.lock import Lock
 from prunekit.masks import Masks
 from prunekit.parameters import Parameters
 from prunekit.plan import exhausted, idle_policies
-from prunekit.plugins import create_registry, load_listeners
-from prunekit.policies import Policy, PruningPolicy
+from prunekit.plugins import Plugins, core_entry, load_plugins
+from prunekit.policies import Policy, PruningPolicy, QuantizationPolicy
 from prunekit.progress import Progress
-from prunekit.registry import Registry
+from prunekit.quantization import QuantizedForward
 from prunekit.schedule import Schedule, parse
 from prunekit.source import Source
 from prunekit.state import check_fit, fingerprint, fitting_masks, renamed, stateful
@@ -45,7 +47,7 @@ class CompressionScheduler:
         optimizer: needed by schedules with an LR scheduler, and for masks to be enforced right after its steps.
         epochs: the length of the run, if known: a policy that never acts within it is an error.
         trace: where lines go; `Trace(run_dir)` keeps them in a folder.
-        registry: the component classes; the installed ones by default.
+        plugins: what may be used; `load_plugins()`, all that is installed, by default.
 
     Raises:
         ScheduleError: every problem found in the schedule, before anything is changed.
@@ -59,23 +61,28 @@ class CompressionScheduler:
         *,
         epochs: int | None = None,
         trace: Trace | None = None,
-        registry: Registry | None = None,
+        plugins: Plugins | None = None,
     ) -> None:
         self.schedule, self.model, self.optimizer = schedule, model, optimizer
         self.trace = trace or Trace()
-        listeners, broken = load_listeners()
-        built = build(schedule, registry or create_registry(listeners), model, optimizer, epochs)
-        if problems := [*schedule.problems(), *built.problems]:
+        plugins = plugins or load_plugins()
+        built = build(schedule, plugins.registry, model, optimizer, epochs)
+        if problems := [*schedule.problems(), *built.problems, *plugins.problems]:
             raise ScheduleError(problems)
-        for listener in broken:
+        for listener in plugins.broken:
             self.trace.warning("plugin broken", plugin=str(listener.offer), error=listener.reason)
+        for listener in plugins.switched_off:
+            self.trace.info("plugin left out", plugin=str(listener.offer), reason=listener.reason)
         for warning in schedule.warnings():
             self.trace.warning("schedule", problem=str(warning))
-        self._policies, self._components, self._plugins = built.policies, built.components, built.plugins
+        self._policies, self._components = built.policies, built.components
+        self._found, self._listeners = built.found, plugins.listeners
+        self._plugins = {found.distribution: found.version for found in built.found.values()}
         for policy in self._policies:
             policy.warn = self.trace.warning
         self._masks = Masks(Parameters.of(model).by_name)
-        self._bus = EventBus(self.trace, lambda: self.progress, listeners)
+        self._quantized = QuantizedForward(model)
+        self._bus = EventBus(self.trace, lambda: self.progress, plugins.listeners)
         self._ledger = Ledger(self._masks, self._bus, self.trace)
         self._epoch, self._minibatch, self._minibatches = 0, -1, 0
         self._next_epoch = 0
@@ -120,6 +127,11 @@ class CompressionScheduler:
         """What became of each parameter so far: (epoch, change), oldest first."""
         return self._ledger.changes
 
+    def lock(self) -> Lock:
+        """The plugins of this run as they are now: the schedule's classes, the listeners, and prunekit itself."""
+        components = [found.entry(kind, name) for (kind, name), found in self._found.items()]
+        return Lock((core_entry(), *components, *(listener.entry for listener in self._listeners)))
+
     # The explicit way: one call per event
 
     def on_train_begin(self) -> None:
@@ -127,7 +139,7 @@ class CompressionScheduler:
         if not self._begun:
             self._begun = True
             self.trace.info("training begins", plugins=self._plugins, policies=len(self._policies))
-            self._fire("on_train_begin")
+            self._fire("on_train_begin", run_dir=self.trace.run_dir)
 
     def on_epoch_begin(self, epoch: int, optimizer: Optimizer | None = None) -> None:
         """An epoch is about to begin: pruners choose their masks.
@@ -341,10 +353,28 @@ class CompressionScheduler:
         self._bus.set_live(participants.values())
         acting = [policy for policy in self._policies if policy.window.is_active(epoch)]
         self._masks.activate(n for policy in acting if isinstance(policy, PruningPolicy) for n in policy.parameters)
+        self._quantize(epoch)
         for policy in self._policies:
             if policy.window.is_open(epoch) and policy.index not in self._opened:
                 self._opened.add(policy.index)
                 self._window("on_window_open", "window opens", policy)
+
+    def _quantize(self, epoch: int) -> None:
+        """Let weights read as the quantizers whose window is open make of them."""
+        quantize: dict[str, Callable[[Tensor], Tensor]] = {}
+        parameters: dict[str, Parameter] = {}
+        for policy in self._policies:
+            if isinstance(policy, QuantizationPolicy) and policy.window.is_open(epoch):
+                parameters.update(policy.parameters)
+                quantize |= {name: partial(self._quantized_weight, policy, name) for name in policy.parameters}
+        self._quantized.activate(quantize, parameters)
+
+    def _quantized_weight(self, policy: QuantizationPolicy, name: str, weight: Tensor) -> Tensor:
+        try:
+            return policy.quantized(name, weight, self.model, self._masks, self.progress)
+        except Exception as error:
+            self._bus.blame(error, "quantize", policy.origin)
+            raise
 
     def _window(self, hook: str, event: str, policy: Policy) -> None:
         self.trace.info(event, hook=hook, **policy.origin._asdict(), **moment(self.progress))

@@ -31,12 +31,13 @@ class Trace:
         self.level = LEVELS[level]
         self.debug_on = self.level <= LEVELS["debug"]
         self.path: Path | None = None
+        self.run_dir = None if run_dir is None else Path(run_dir)
         self._loggers: list[Any] = []
         self._file: Any = None
         if logger is not None:
             self._loggers.append(structlog.get_logger("prunekit") if logger == "application" else logger)
-        if run_dir is not None:
-            self.path = Path(run_dir) / FILE_NAME
+        if self.run_dir is not None:
+            self.path = self.run_dir / FILE_NAME
 
     def debug(self, event: str, **values: Any) -> None:
         """A hook implementation has run."""

@@ -27,12 +27,15 @@ from prunekit.checkpoint import (
 from prunekit.components import Origin
 from prunekit.errors import PrunekitError, StateError
 from prunekit.learning_rate import learning_rates
+from prunekit.lock import LOCK, Lock
 from prunekit.masks import count_nonzero
 from prunekit.parameters import Parameters
+from prunekit.plugins import load_plugins
 from prunekit.results import Baseline, Change, EpochResult, MinibatchResult, ParameterResult, TrainingResult
 from prunekit.schedule import Schedule
 from prunekit.scheduler import CompressionScheduler
 from prunekit.trace import FILE_NAME, Level, Trace
+from prunekit.trust import Trust
 
 _DECIDING = ("pruner", "regularizer", "quantizer")
 
@@ -55,6 +58,7 @@ def train(
     device: str | torch.device | None = None,
     trace_level: Level = "info",
     resume: bool = False,
+    trust: Trust | None = None,
     settings: Mapping[str, Any] | None = None,
     on_epoch: Callable[[EpochResult], None] | None = None,
     on_minibatch: Callable[[MinibatchResult], None] | None = None,
@@ -72,6 +76,7 @@ def train(
         device: where to train; where the model is, by default.
         trace_level: at `debug` each hook implementation leaves a line.
         resume: continue from the checkpoint in `run_dir`, bit for bit as if never stopped.
+        trust: which plugins may be loaded; all that are installed, by default.
         settings: plain data to keep in the checkpoint, for whoever resumes.
         on_epoch: called after each epoch.
         on_minibatch: called after each mini-batch.
@@ -89,7 +94,7 @@ def train(
     trace = Trace(folder, trace_level, logger=warn)
     if device is not None:
         application.model.to(device)
-    scheduler = _scheduler(schedule, application, epochs, trace)
+    scheduler = _scheduler(schedule, application, epochs=epochs, trace=trace, plugins=load_plugins(trust))
     run = _Run(application, scheduler, trace, folder, {**(settings or {}), "epochs": epochs, "seed": seed})
     run.on_epoch, run.on_minibatch = on_epoch, on_minibatch
     with run.watched():
@@ -142,6 +147,19 @@ class _Run:
             set_random_states(checkpoint["random"], self.generators(), checkpoint["generators"])
         else:
             self.save()
+        self.lock()
+
+    def lock(self) -> None:
+        """Keep, or compare, what the run's plugins are."""
+        if self.folder is None:
+            return
+        path, now = self.folder / LOCK, self.scheduler.lock()
+        if path.exists():
+            for entry in now.entries:
+                if objection := Lock.read(path).objection(entry):
+                    self.trace.warning("plugin changed", plugin=str(entry), difference=objection)
+        else:
+            now.write(path)
 
     def until(self, epochs: int) -> TrainingResult:
         """The epochs that are left, and the end."""
@@ -313,14 +331,14 @@ def _checkpoint(folder: Path | None, resume: bool) -> dict[str, Any] | None:
 
 
 def _scheduler(
-    schedule: Schedule | str | Path | Mapping[str, Any], application: Application, epochs: int, trace: Trace
+    schedule: Schedule | str | Path | Mapping[str, Any], application: Application, **options: Any
 ) -> CompressionScheduler:
     model, optimizer = application.model, application.optimizer
     if isinstance(schedule, Schedule):
-        return CompressionScheduler(schedule, model, optimizer, epochs=epochs, trace=trace)
+        return CompressionScheduler(schedule, model, optimizer, **options)
     if isinstance(schedule, Mapping):
-        return CompressionScheduler.from_dict(schedule, model, optimizer, epochs=epochs, trace=trace)
-    return CompressionScheduler.from_yaml(schedule, model, optimizer, epochs=epochs, trace=trace)
+        return CompressionScheduler.from_dict(schedule, model, optimizer, **options)
+    return CompressionScheduler.from_yaml(schedule, model, optimizer, **options)
 
 
 def _or_none(place: Callable[[Any], Any], holder: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -31,7 +32,7 @@ from prunekit import (
 from prunekit.bus import EventBus, Participant
 from prunekit.components import Origin
 from prunekit.hookspecs import PROJECT
-from prunekit.plugins import Listener
+from prunekit.plugins import Listener, load_plugins
 
 SCHEDULE = {
     "version": 1,
@@ -343,9 +344,10 @@ class Dashboard:
 @pytest.fixture
 def dashboard(monkeypatch: pytest.MonkeyPatch) -> Dashboard:
     listener = Dashboard()
-    installed, broken = plugins.load_listeners()
+    installed = load_plugins()
     mine = Listener("dashboard", "my-dashboard", "2.0", listener)
-    monkeypatch.setattr("prunekit.scheduler.load_listeners", lambda: ([*installed, mine], broken))
+    mine_too = replace(installed, listeners=(*installed.listeners, mine))
+    monkeypatch.setattr("prunekit.scheduler.load_plugins", lambda: mine_too)
     return listener
 
 

@@ -18,8 +18,9 @@ from typing_extensions import TypedDict
 from prunekit.build import build
 from prunekit.cli.group import prunekit
 from prunekit.jsonschema import schema_document
-from prunekit.plugins import create_registry, load_listeners
-from prunekit.registry import Found, Offer, Registry
+from prunekit.offers import Offer
+from prunekit.plugins import load_plugins
+from prunekit.registry import Found, Registry
 from prunekit.schedule import parse
 from prunekit.source import Source
 
@@ -69,7 +70,7 @@ REGISTRY = Registry([offer("First", "one"), offer("Second", "one"), offer("Secon
 
 @pytest.fixture(scope="module")
 def installed() -> Draft202012Validator:
-    return Draft202012Validator(schema_document(create_registry(load_listeners()[0])))
+    return Draft202012Validator(schema_document(load_plugins().registry))
 
 
 def agp(**changes: Any) -> dict[str, Any]:
@@ -100,7 +101,7 @@ def test_the_command_prints_a_valid_schema_and_nothing_else() -> None:
 def test_the_schema_judges_every_example_as_prunekit_does(installed: Draft202012Validator, path: Path) -> None:
     source = Source.from_file(path)
     parsed = parse(source)
-    problems = parsed.problems() + build(parsed, create_registry(load_listeners()[0])).problems
+    problems = parsed.problems() + build(parsed, load_plugins().registry).problems
     assert accepts(installed, source.data) == (not problems)
 
 
@@ -160,7 +161,7 @@ def test_what_the_schema_refuses_prunekit_refuses(installed: Draft202012Validato
 def problems_of(data: Any) -> Iterator[Any]:
     parsed = parse(Source.from_data(copy.deepcopy(data)))
     yield from parsed.problems()
-    yield from build(parsed, create_registry(load_listeners()[0])).problems
+    yield from build(parsed, load_plugins().registry).problems
 
 
 def test_policies_take_the_args_of_their_kind(installed: Draft202012Validator) -> None:

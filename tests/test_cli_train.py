@@ -142,6 +142,8 @@ def test_the_result_is_left_for_machines_too() -> None:
         "device": None,
         "trace_level": "info",
         "dense_baseline": False,
+        "allow_plugins": None,
+        "locked": None,
     }
     assert data["totals"]["all"] == {"parameters": 4, "dense": 83, "nonzero": 29, "sparsity": pytest.approx(54 / 83)}
 

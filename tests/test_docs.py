@@ -396,7 +396,8 @@ def test_the_lines_of_a_run_have_the_level_and_the_keys_that_the_page_says(tmp_p
         assert level == line["level"], line
         assert line.keys() - {"event", "level", "timestamp"} <= keys, line
         seen.add(line["event"])
-    from_elsewhere = {"effects undone", "modules quantized", "plugin broken", "plugin changed", "schedule"}
+    plugins = {"plugin broken", "plugin changed", "plugin left out"}
+    from_elsewhere = {"effects undone", "modules quantized", "pruning vetoed", "schedule"} | plugins
     assert described.keys() - seen == from_elsewhere | {"training interrupted", "training failed"}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from prunekit import (
     hookimpl,
     prune_lowest,
 )
-from prunekit.plugins import create_registry, load_listeners
+from prunekit.plugins import Plugins, load_plugins
 from prunekit.registry import Found, Registry
 
 HERE = Path(__file__).parent / "oracle"
@@ -73,11 +74,12 @@ class L1RankedFilters:
         return {name: keep[name][:, None, None, None].expand_as(weight) for name, weight in parameters.items()}
 
 
-def registry() -> Registry:
-    installed = create_registry(load_listeners()[0])
+def plugins() -> Plugins:
+    plugins = load_plugins()
+    installed = plugins.registry
     ranked = Found(L1RankedFilters, "tests", "0")
     find = lambda kind, name: [ranked] if name == "L1RankedStructureParameterPruner" else installed._find(kind, name)
-    return Registry(installed.offers, find)
+    return replace(plugins, registry=Registry(installed.offers, find))
 
 
 def schedule_of(name: str) -> Schedule:
@@ -92,7 +94,7 @@ class Replay:
         self.deltas = parts(name, "delta/")
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=lr)
         self.scheduler = CompressionScheduler(
-            schedule_of(name), self.model, self.optimizer, trace=SILENT, registry=registry()
+            schedule_of(name), self.model, self.optimizer, trace=SILENT, plugins=plugins()
         )
         self.epochs, self.minibatches = next(iter(self.deltas.values())).shape[:2]
         self.total = torch.zeros(())

@@ -15,8 +15,9 @@ from structlog.testing import capture_logs
 from test_registry import Install, fake_site, refusal, run, schedule
 
 from prunekit import CompressionScheduler, PluginError, Trace, hookimpl
-from prunekit.plugins import Listener, create_registry, hook_names, load_listeners
-from prunekit.registry import Offer, Registry
+from prunekit.offers import Offer
+from prunekit.plugins import Listener, create_registry, hook_names, load_plugins
+from prunekit.registry import Registry
 
 LISTENER = """\
 from prunekit import hookimpl
@@ -62,7 +63,7 @@ def fakes(names: Any) -> list[str]:
 
 
 def broken(prefix: str = "fake") -> list[str]:
-    return [listener.reason for listener in load_listeners()[1] if listener.offer.name.startswith(prefix)]
+    return [listener.reason for listener in load_plugins().broken if listener.offer.name.startswith(prefix)]
 
 
 def train(scheduler: CompressionScheduler, epochs: int) -> None:
@@ -84,10 +85,10 @@ def test_a_listener_is_switched_off_by_its_name_or_its_distribution_s(
 ) -> None:
     install("fake-package-one", "1", listens("fake-one", "fake_one"), fake_one=LISTENER)
     install("fake-package-two", "1", listens("fake-two", "fake_two"), fake_two=LISTENER)
-    assert fakes(listener.name for listener in load_listeners()[0]) == ["fake-one", "fake-two"]
+    assert fakes(listener.name for listener in load_plugins().listeners) == ["fake-one", "fake-two"]
     monkeypatch.setenv("PRUNEKIT_DISABLE", value)
     monkeypatch.delitem(sys.modules, "fake_one")
-    assert fakes(listener.name for listener in load_listeners()[0]) == ["fake-two"]
+    assert fakes(listener.name for listener in load_plugins().listeners) == ["fake-two"]
     assert "fake_one" not in sys.modules
 
 
@@ -145,10 +146,11 @@ def test_an_object_may_listen_and_its_properties_are_left_alone(install: Install
             "on_epoch_begin of fake-ear 1 takes 'progres', which that hook does not give; did you mean 'progress'?",
         ),
         (
-            "from prunekit import hookimpl\nclass Ear:\n    @hookimpl\n    def on_epoch_begin(self): ...\n",
+            "from prunekit import hookimpl\n"
+            "class Ear:\n    def __init__(self, folder): ...\n    @hookimpl\n    def on_epoch_begin(self): ...\n",
             "fake_ear:Ear",
-            "listener 'fake-ear' of fake-ear 1 is a class, and prunekit makes no instance of it; "
-            "offer an instance, or a module",
+            "listener 'fake-ear' of fake-ear 1 is a class that can't be made without arguments: "
+            "TypeError: Ear.__init__() missing 1 required positional argument: 'folder'",
         ),
         (
             "def on_epoch_begin(progress): ...\n",
@@ -169,7 +171,7 @@ def test_a_broken_listener_is_left_out_and_the_run_says_so(
     install("fake-ear", "1", listens("fake-ear", value), fake_ear=body)
     install("fake-well", "1", listens("fake-well", "fake_well"), fake_well=LISTENER)
     assert broken() == [reason]
-    [left_out] = [listener for listener in load_listeners()[1] if listener.offer.name == "fake-ear"]
+    [left_out] = [listener for listener in load_plugins().broken if listener.offer.name == "fake-ear"]
     assert "Traceback (most recent call last):" in left_out.traceback
     assert reason in left_out.traceback
     model = MLP()
@@ -187,7 +189,7 @@ def test_a_broken_listener_is_left_out_and_the_run_says_so(
 def test_a_broken_listener_shows_its_own_traceback(install: Install) -> None:
     """Peer failure 12."""
     install("fake-ear", "1", listens("fake-ear", "fake_ear"), fake_ear="def cause():\n    return 1 / 0\ncause()\n")
-    [left_out] = [listener for listener in load_listeners()[1] if listener.offer.name == "fake-ear"]
+    [left_out] = [listener for listener in load_plugins().broken if listener.offer.name == "fake-ear"]
     assert 'fake_ear.py", line 2, in cause' in left_out.traceback
     assert "ZeroDivisionError: division by zero" in left_out.traceback
 
@@ -197,7 +199,7 @@ def test_a_broken_listener_shows_its_own_traceback(install: Install) -> None:
 
 def test_a_listener_s_component_is_found_and_listed(install: Install, tmp_path: Path) -> None:
     install("fake-maker", "0.7", listens("fake-maker", "fake_maker"), fake_maker=OFFERING)
-    registry = create_registry(load_listeners()[0])
+    registry = load_plugins().registry
     assert "Dynamic" in registry.names("pruner")
     assert "Dynamic" not in registry.names("regularizer")
     for name in ("Dynamic", "fake-maker:Dynamic"):
@@ -211,7 +213,7 @@ def test_a_listener_s_component_is_found_and_listed(install: Install, tmp_path: 
 def test_an_entry_point_goes_before_a_listener(install: Install) -> None:
     install("fake-maker", "0.7", listens("fake-maker", "fake_maker"), fake_maker=OFFERING)
     install("fake-static", "1", {"prunekit.pruners": {"Dynamic": "fake_static:Dynamic"}}, fake_static=OFFERING)
-    registry = create_registry(load_listeners()[0])
+    registry = load_plugins().registry
     assert registry.find("pruner", "Dynamic").distribution == "fake-static"
 
 

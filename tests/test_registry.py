@@ -12,7 +12,7 @@ import torch
 from helpers import MLP, SILENT
 
 from prunekit import CompressionScheduler, PluginError, ScheduleError
-from prunekit.plugins import create_registry, load_listeners
+from prunekit.plugins import load_plugins
 from prunekit.registry import Registry
 
 PRUNER = """\
@@ -66,7 +66,7 @@ def test_a_class_is_found_by_name_and_by_distribution_and_name(install: Install)
 def test_nothing_is_imported_until_a_schedule_names_it(install: Install, tmp_path: Path) -> None:
     install("fake-one", "1", {"prunekit.pruners": {"One": "fake_one:Halver"}}, fake_one=PRUNER)
     install("fake-two", "1", {"prunekit.pruners": {"Two": "fake_two:Halver"}}, fake_two=PRUNER)
-    registry = create_registry(load_listeners()[0])
+    registry = load_plugins().registry
     with pytest.raises(PluginError):
         registry.find("pruner", "Tow")
     assert {"One", "Two"} <= set(registry.names("pruner"))

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, event, given, settings, strategies as st
 
 from examples.models.alexnet import AlexNet
 from prunekit import CompressionScheduler, Schedule, ScheduleError, Trace
-from prunekit.plugins import create_registry, load_listeners
+from prunekit.plugins import load_plugins
 from prunekit.source import Source, dump
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "schedules"
@@ -280,15 +280,14 @@ def schedules(draw: Draw) -> str:
 
 
 MODEL = AlexNet()
-LISTENERS = load_listeners()
-REGISTRY = create_registry(LISTENERS[0])
+PLUGINS = load_plugins()
 
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Where the schedules go; what is installed is not looked up again for each."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("prunekit.scheduler.load_listeners", lambda: LISTENERS)
+        patch.setattr("prunekit.scheduler.load_plugins", lambda: PLUGINS)
         yield tmp_path_factory.mktemp("fuzz") / "schedule.yaml"
 
 
@@ -298,7 +297,7 @@ def test_a_changed_schedule_is_accepted_or_refused_with_positions(text: str, epo
     """Peer failures 8, 9, 10, 22: no silent empty schedule, no crash, no error without a place."""
     file.write_bytes(text.encode("utf-8", "surrogatepass"))
     optimizer = torch.optim.SGD(MODEL.parameters(), lr=0.1)
-    options = {"epochs": epochs, "registry": REGISTRY, "trace": Trace(level="error")}
+    options = {"epochs": epochs, "plugins": PLUGINS, "trace": Trace(level="error")}
     try:
         schedule = CompressionScheduler.from_yaml(file, MODEL, optimizer, **options).schedule
     except ScheduleError as error:
@@ -334,7 +333,7 @@ data = st.recursive(
     given_data=st.fixed_dictionaries({"policies": st.lists(data, max_size=3), "pruners": data, "regularizers": data})
 )
 def test_any_dict_is_accepted_or_refused(given_data: Any) -> None:
-    options = {"registry": REGISTRY, "trace": Trace(level="error")}
+    options = {"plugins": PLUGINS, "trace": Trace(level="error")}
     before = repr(given_data)
     with contextlib.suppress(ScheduleError):
         CompressionScheduler.from_dict(given_data, MODEL, torch.optim.SGD(MODEL.parameters(), lr=0.1), **options)
@@ -345,5 +344,5 @@ def test_any_dict_is_accepted_or_refused(given_data: Any) -> None:
 def test_the_schedules_that_are_changed_are_accepted_as_they_are(text: str) -> None:
     optimizer = torch.optim.SGD(MODEL.parameters(), lr=0.1)
     schedule = Schedule.from_text(text)
-    scheduler = CompressionScheduler(schedule, MODEL, optimizer, registry=REGISTRY, trace=Trace(level="error"))
+    scheduler = CompressionScheduler(schedule, MODEL, optimizer, plugins=PLUGINS, trace=Trace(level="error"))
     assert (schedule.problems(), scheduler.schedule) == ([], schedule)

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from prunekit import PrunekitError, Schedule, ScheduleError, StateError
 from prunekit.application import Application, evaluate
 from prunekit.checkpoint import CHECKPOINT, load_checkpoint, seed_everything
+from prunekit.lock import LOCK
 from prunekit.results import RESULT, Baseline, Change, MinibatchResult
 from prunekit.trace import read
 from prunekit.training import TrainingInterrupted, default_epochs, dense_schedule, train
@@ -172,7 +173,7 @@ def test_evaluation_sees_the_masks_that_only_the_forward_pass_has() -> None:
 
 def test_a_run_leaves_a_trace_a_checkpoint_and_its_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     result = train(application(), agp(), 6, run_dir=tmp_path / "run", seed=3, settings={"app": "x:y"})
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [CHECKPOINT, RESULT, "trace.jsonl"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [CHECKPOINT, LOCK, RESULT, "trace.jsonl"]
     assert json.loads((tmp_path / "run" / RESULT).read_text()) == json.loads(json.dumps(result.to_dict()))
     assert result.to_dict()["totals"]["pruned"] == {"parameters": 1, "dense": 48, "nonzero": 12, "sparsity": 0.75}
     assert result.to_dict()["settings"] == {"app": "x:y", "epochs": 6, "seed": 3}

@@ -1,9 +1,8 @@
-"""`prunekit plugins`: what is installed, from metadata alone; with `--check`, what of it works."""
+"""`prunekit plugins`: what is installed, from metadata alone, and with `--check`, what of it works."""
 
 from __future__ import annotations
 
 import json
-import os
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -12,18 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
+from prunekit.cli.card import show as show_card
 from prunekit.cli.console import FAILED, complain, fits, new_table, show
 
 if TYPE_CHECKING:
-    from prunekit.registry import Offer
+    from prunekit.offers import Offer
 
 
 @dataclass(frozen=True)
 class Row:
     """One thing that a distribution offers.
 
-    `state` is ok, broken (it can't be imported), shadowed (another distribution offers the same: a schedule must say
-    `distribution:name`) or disabled (a listener that PRUNEKIT_DISABLE names).
+    `state` is ok, broken (it can't be imported, or is not what it says), incompatible (made for another prunekit),
+    shadowed (another distribution offers the same: a schedule must say `distribution:name`) or disabled (a listener
+    that PRUNEKIT_DISABLE names).
     """
 
     kind: str
@@ -36,54 +37,78 @@ class Row:
     traceback: str = ""
 
 
-@click.command()
+@click.group(invoke_without_command=True)
 @click.option("--check", is_flag=True, help="Import each of them, show why it fails, and list names known at run time.")
 @click.option("--json", "as_json", is_flag=True, help="The same as a list of objects.")
-def plugins(check: bool, as_json: bool) -> None:
+@click.pass_context
+def plugins(context: click.Context, check: bool, as_json: bool) -> None:
     """List the installed plugins.
 
     Without --check nothing of them is imported. With it the exit code is 1 if any is broken.
     """
+    if context.invoked_subcommand is not None:
+        return
+    from prunekit.offers import stray_offers
+
     offers = _offers()
     rows = [_row(offer, offers) for offer in offers]
     if check:
         rows = [_checked(row, offer) for row, offer in zip(rows, offers, strict=True)]
         rows += _at_run_time([offer for row, offer in zip(rows, offers, strict=True) if row.state == "ok"])
+    rows += [_stray(offer) for offer in stray_offers()]
     if as_json:
         click.echo(json.dumps([_plain(row) for row in rows], indent=2))
     else:
         _print(rows)
-    if check and any(row.state == "broken" for row in rows):
+    if check and any(row.state in ("broken", "incompatible") for row in rows):
         raise SystemExit(FAILED)
 
 
-def _offers() -> list[Offer]:
-    from prunekit.registry import GROUPS, LISTENERS, installed
+plugins.add_command(show_card)
 
-    groups = [*((group, kind) for kind, group in GROUPS.items()), (LISTENERS, "listener")]
-    return [offer for group, kind in groups for offer in installed(group, kind)]
+
+def _offers() -> list[Offer]:
+    from prunekit.components import SECTIONS
+    from prunekit.offers import component_offers, listener_offers
+
+    kinds = list(SECTIONS.values())
+    return [*sorted(component_offers(), key=lambda offer: kinds.index(offer.kind)), *listener_offers()]  # type: ignore[arg-type]
 
 
 def _row(offer: Offer, offers: Sequence[Offer]) -> Row:
     """What metadata tells of an offer."""
-    row = Row(offer.kind, offer.name, offer.distribution, offer.version, offer.entry_point.value)
-    module = offer.entry_point.module.partition(".")[0]
+    row = _plain_row(offer)
+    module = offer.module.partition(".")[0]
     others = [str(other) for other in offers if other != offer and (other.kind, other.name) == (offer.kind, offer.name)]
+    if offer.kind == "listener" and {offer.name, offer.distribution} & _disabled():
+        return replace(row, state="disabled", reason="by PRUNEKIT_DISABLE")
     if not _exists(module):
         return replace(row, state="broken", reason=f"there is no module {module!r}")
-    if offer.kind == "listener":
-        disabled = {offer.name, offer.distribution} & _disabled()
-        return replace(row, state="disabled", reason="by PRUNEKIT_DISABLE") if disabled else row
-    if others:
+    if offer.incompatibility:
+        return replace(row, state="incompatible", reason=offer.incompatibility)
+    if others and offer.kind != "listener":
         hint = f"so does {' and '.join(others)}; say class: {offer.distribution}:{offer.name}"
         return replace(row, state="shadowed", reason=hint)
     return row
 
 
-def _disabled() -> set[str]:
-    from prunekit.plugins import DISABLE
+def _plain_row(offer: Offer) -> Row:
+    return Row(offer.kind, offer.name, offer.distribution, offer.version, offer.entry_point.value)
 
-    return {name.strip() for name in os.environ.get(DISABLE, "").split(",")}
+
+def _stray(offer: Offer) -> Row:
+    """An entry point that nobody looks for."""
+    from prunekit.errors import did_you_mean
+    from prunekit.offers import GROUPS
+
+    reason = f"prunekit has no group {offer.group!r}{did_you_mean(offer.group, GROUPS.values())}"
+    return replace(_plain_row(offer), state="broken", reason=reason)
+
+
+def _disabled() -> set[str]:
+    from prunekit.plugins import disabled_listeners
+
+    return disabled_listeners()
 
 
 def _exists(module: str) -> bool:
@@ -95,18 +120,18 @@ def _exists(module: str) -> bool:
 
 
 def _checked(row: Row, offer: Offer) -> Row:
-    """The same after an import, where it is not disabled."""
+    """The same after an import, where that is wanted."""
     from prunekit.errors import PluginError
-    from prunekit.plugins import hook_names
+    from prunekit.plugins import load_plugins, must_be
     from prunekit.registry import Registry
 
-    if row.state == "disabled":
+    if row.state in ("disabled", "incompatible"):
         return row
+    if offer.kind == "listener":
+        broken = load_plugins(offers=[offer]).broken
+        return replace(row, state="broken", reason=broken[0].reason, traceback=broken[0].traceback) if broken else row
     try:
-        if offer.kind == "listener":
-            hook_names(offer.load(), str(offer))
-        else:
-            hook_names(Registry([offer]).find(offer.kind, offer.name).cls, str(offer))  # type: ignore[arg-type]
+        must_be(Registry([offer]).find(offer.kind, offer.name), offer.kind, offer.name)  # type: ignore[arg-type]
     except PluginError as error:
         return replace(row, state="broken", reason=str(error), traceback=traceback.format_exc())
     return row
@@ -114,11 +139,11 @@ def _checked(row: Row, offer: Offer) -> Row:
 
 def _at_run_time(offers: Sequence[Offer]) -> Iterator[Row]:
     """What the listeners among them offer where no entry point has the name."""
-    from prunekit.plugins import create_registry, load_listeners
-    from prunekit.registry import GROUPS
+    from prunekit.offers import GROUPS
+    from prunekit.plugins import create_registry, load_plugins
 
     registered = create_registry([])
-    for listener in load_listeners([offer for offer in offers if offer.kind == "listener"])[0]:
+    for listener in load_plugins(offers=[offer for offer in offers if offer.kind == "listener"]).listeners:
         row = Row("", "", listener.distribution, listener.version, f"find_component of {listener.name}")
         for kind in GROUPS:
             try:

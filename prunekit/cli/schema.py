@@ -17,10 +17,10 @@ def schema() -> None:
     "# yaml-language-server: $schema=schedule.schema.json". Plugins are imported; broken ones are left out.
     """
     from prunekit.jsonschema import schema_document
-    from prunekit.plugins import create_registry, load_listeners
+    from prunekit.plugins import load_plugins
 
-    listeners, broken = load_listeners()
-    left_out = [listener.reason for listener in broken]
-    document = schema_document(create_registry(listeners), left_out.append)
+    plugins = load_plugins()
+    left_out = [listener.reason for listener in plugins.broken]
+    document = schema_document(plugins.registry, left_out.append)
     complain(*(f"left out: {reason}" for reason in left_out))
     click.echo(json.dumps(document, indent=2, ensure_ascii=False))

@@ -16,6 +16,7 @@ import rich_click as click
 
 from prunekit.cli.application import load_application
 from prunekit.cli.console import FAILED, INTERRUPTED, complain, errors_shown
+from prunekit.cli.trust import trust_of, trust_options
 from prunekit.cli.wanted import Wanted, wanted_run
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     default=None,
     help="Also train a twin with the schedule's learning rates alone, to compare with. Default: no.",
 )
+@trust_options
 @click.option(
     "--resume",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -84,6 +86,7 @@ def _train(
                 device=wanted.device,
                 trace_level=wanted.trace_level,
                 resume=resume,
+                trust=trust_of(wanted.allow_plugins, wanted.locked),
                 settings=wanted.settings,
                 on_epoch=display.on_epoch,
                 on_minibatch=display.on_minibatch if display.live else None,

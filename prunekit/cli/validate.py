@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from prunekit.cli.application import load_application
-from prunekit.cli.console import FAILED, complain
+from prunekit.cli.console import FAILED, complain, errors_shown
+from prunekit.cli.trust import trust_of, trust_options
 
 if TYPE_CHECKING:
     from prunekit.application import Application
     from prunekit.errors import Problem
+    from prunekit.plugins import Plugins
     from prunekit.schedule import Schedule
 
 Finding = tuple[str, "Problem"]
@@ -22,43 +24,64 @@ Finding = tuple[str, "Problem"]
 
 
 @click.command()
-@click.argument("schedule", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument(
+    "schedules",
+    metavar="SCHEDULE...",
+    nargs=-1,
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+)
 @click.option("--app", metavar="MODULE:FUNCTION", help="Whose model and optimizer the schedule must fit.")
 @click.option("--epochs", type=click.IntRange(min=1), help="The length of the run: every policy must act within it.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Given to the application.")
+@trust_options
 @click.option("--json", "as_json", is_flag=True, help="A list of file, line, column, path, message, severity.")
-def validate(schedule: Path, app: str | None, epochs: int | None, seed: int, as_json: bool) -> None:
-    """Show all that is wrong with SCHEDULE, and train nothing.
+def validate(
+    schedules: tuple[Path, ...],
+    app: str | None,
+    epochs: int | None,
+    seed: int,
+    allow_plugins: str | None,
+    locked: Path | None,
+    as_json: bool,
+) -> None:
+    """Show all that is wrong with each SCHEDULE, and train nothing.
 
     The exit code is 0 if there is no error (warnings are no errors), else 1.
     """
+    from prunekit.plugins import load_plugins
+
+    with errors_shown():
+        plugins = load_plugins(trust_of(allow_plugins, locked))
+    complain(*(f"warning: {listener.reason}" for listener in plugins.broken))
     application = None if app is None else load_application(app, seed)
-    parsed, findings = check(schedule, application, epochs)
+    checked = [check(schedule, plugins, application, epochs) for schedule in schedules]
+    findings = [finding for _, found in checked for finding in found]
     if as_json:
         click.echo(json.dumps([_plain(severity, problem) for severity, problem in findings], indent=2))
     else:
-        for severity, problem in findings:
-            click.echo(_line(severity, problem))
-        click.echo(_verdict(parsed, findings))
+        for path, (parsed, found) in zip(schedules, checked, strict=True):
+            for severity, problem in found:
+                click.echo(_line(severity, problem))
+            click.echo(f"{path}: " * (len(schedules) > 1) + _verdict(parsed, found))
     if application is None:
         click.echo("without --app nothing that depends on the model was checked", err=as_json)
     if any(severity == "error" for severity, _ in findings):
         raise SystemExit(FAILED)
 
 
-def check(path: Path, application: Application | None, epochs: int | None) -> tuple[Schedule, list[Finding]]:
+def check(
+    path: Path, plugins: Plugins, application: Application | None, epochs: int | None
+) -> tuple[Schedule, list[Finding]]:
     """A schedule as far as it can be read, and what is wrong with it, in the order of the file."""
     from prunekit.build import build
-    from prunekit.plugins import create_registry, load_listeners
     from prunekit.schedule import parse
     from prunekit.source import Source
 
     schedule = parse(Source.from_file(path))
-    listeners, broken = load_listeners()
-    complain(*(f"warning: {listener.reason}" for listener in broken))
     model, optimizer = (None, None) if application is None else (application.model, application.optimizer)
-    built = build(schedule, create_registry(listeners), model, optimizer, epochs)
-    errors = dict.fromkeys([*schedule.problems(), *built.problems])
+    built = build(schedule, plugins.registry, model, optimizer, epochs)
+    errors = dict.fromkeys([*schedule.problems(), *built.problems, *plugins.problems])
     readable = schedule.components or schedule.policies or not errors
     findings = [("error", problem) for problem in errors]
     findings += [("warning", problem) for problem in schedule.warnings()] if readable else []

@@ -12,7 +12,7 @@ from prunekit.cli.console import misuse
 if TYPE_CHECKING:
     from prunekit.schedule import Schedule
 
-_SAVED = ("schedule", "app", "epochs", "seed", "device", "trace_level", "dense_baseline")
+_SAVED = ("schedule", "app", "epochs", "seed", "device", "trace_level", "dense_baseline", "allow_plugins", "locked")
 _DEFAULTS = {"seed": 0, "trace_level": "info", "dense_baseline": False}
 
 
@@ -27,6 +27,8 @@ class Wanted:
     device: str | None
     trace_level: Any
     dense_baseline: bool
+    allow_plugins: str | None
+    locked: str | None
     run_dir: Path
     resume: bool
     name: str
@@ -63,6 +65,7 @@ def wanted_run(options: dict[str, Any]) -> Wanted:
     name = str(schedule) if isinstance(schedule, Path) else saved.get("schedule", str(folder))
     run_dir = folder or given.get("run_dir") or _new_run_dir(Path(name))
     wanted = {**{key: merged[key] for key in _SAVED}, "name": name}
+    wanted["locked"] = wanted["locked"] and str(wanted["locked"])
     wanted["epochs"] = wanted["epochs"] or _default_epochs(schedule)
     _check_device(wanted["device"])
     return Wanted(**wanted, run_dir=run_dir, resume=folder is not None)

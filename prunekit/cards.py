@@ -1,0 +1,137 @@
+"""What there is to know about a plugin before it is used: parameters, hooks, distribution, place, and its method card."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+from prunekit.arguments import Argument, arguments_of, type_name
+from prunekit.errors import PluginError, did_you_mean
+from prunekit.offers import GROUPS
+from prunekit.plugins import Listener, Plugins, hook_names, must_be
+from prunekit.registry import Found
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One YAML key: its type and default as a reader of YAML would write them, and what the docstring says of it."""
+
+    name: str
+    type: str
+    default: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Card:
+    """A plugin: a component of a kind, or a listener.
+
+    Attributes:
+        summary: the first sentence of its docstring.
+        parameters: the constructor's arguments; a listener has none.
+        hooks: the hooks that it implements itself.
+        location: the file that it is defined in.
+        text: the README of its distribution, if that is installed with it.
+    """
+
+    kind: str
+    name: str
+    distribution: str
+    version: str
+    summary: str
+    location: str
+    parameters: tuple[Parameter, ...]
+    hooks: tuple[str, ...]
+    text: str
+
+
+def cards(plugins: Plugins, name: str) -> list[Card]:
+    """The plugins of this name, of every kind; `distribution:name` where several distributions have one.
+
+    Raises:
+        PluginError: there is none, or what is there can't be used.
+    """
+    found = [card for card in _cards(plugins, name)]
+    if found:
+        return found
+    broken = [left.reason for left in (*plugins.broken, *plugins.switched_off) if left.offer.name == name]
+    if broken:
+        raise PluginError("; ".join(broken))
+    known = {known for kind in GROUPS for known in plugins.registry.names(kind)}
+    known |= {listener.name for listener in plugins.listeners}
+    raise PluginError(f"no plugin is called {name!r}{did_you_mean(name, known)}")
+
+
+def _cards(plugins: Plugins, name: str) -> Iterator[Card]:
+    for kind in GROUPS:
+        if name.rpartition(":")[2] in plugins.registry.names(kind):
+            found = plugins.registry.find(kind, name)
+            must_be(found, kind, name)
+            yield _of_component(found, kind, name.rpartition(":")[2])
+    for listener in plugins.listeners:
+        if name in (listener.name, f"{listener.distribution}:{listener.name}"):
+            yield _of_listener(listener)
+
+
+def _of_component(found: Found, kind: Any, name: str) -> Card:
+    meanings = documented_arguments(found.cls)
+    parameters = tuple(
+        Parameter(argument.name, type_name(argument.annotation), _default(argument), meanings.get(argument.name, ""))
+        for argument in arguments_of(found.cls, kind)
+    )
+    hooks = tuple(hook_names(found.cls, found.distribution))
+    about = (found.distribution, found.version, _summary(found.cls), _location(found.cls))
+    return Card(kind, name, *about, parameters, hooks, readme(found.distribution))
+
+
+def _of_listener(listener: Listener) -> Card:
+    what = listener.implementation
+    owner = what if inspect.ismodule(what) else type(what)
+    about = (listener.distribution, listener.version, _summary(owner), _location(owner))
+    hooks = tuple(hook_names(what, listener.distribution))
+    return Card("listener", listener.name, *about, (), hooks, readme(listener.distribution))
+
+
+def readme(distribution: str) -> str:
+    """The README that a distribution was built with; empty where there is none."""
+    try:
+        return metadata.metadata(distribution).get_payload().strip()  # type: ignore[attr-defined, no-any-return]
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def documented_arguments(cls: type) -> Mapping[str, str]:
+    """What the docstrings of a class and its constructor say of each argument, under `Args:`."""
+    found: dict[str, str] = {}
+    for text in (inspect.getdoc(cls), inspect.getdoc(cls.__init__)):
+        section = re.search(
+            r"^(?:Args|Arguments|Parameters):\n(.*?)(?:\n(?=\S)|\Z)", text or "", re.DOTALL | re.MULTILINE
+        )
+        if section is None:
+            continue
+        for entry in re.split(
+            r"\n(?= {1,4}[\w*`])", "\n" + inspect.cleandoc("\n" + section[1]).replace("\n", "\n    ")
+        ):
+            name, colon, meaning = entry.partition(":")
+            for word in re.findall(r"\w+", name.partition("(")[0]) if colon else ():
+                found.setdefault(word, " ".join(meaning.split()))
+    return found
+
+
+def _default(argument: Argument) -> str:
+    return "required" if argument.required else repr(argument.default)
+
+
+def _summary(owner: Any) -> str:
+    return (inspect.getdoc(owner) or "").partition("\n\n")[0].replace("\n", " ")
+
+
+def _location(owner: Any) -> str:
+    try:
+        return inspect.getsourcefile(owner) or ""
+    except TypeError:
+        return ""

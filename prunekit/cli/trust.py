@@ -1,0 +1,41 @@
+"""`--allow-plugins` and `--locked`: which plugins a command may load."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import rich_click as click
+
+if TYPE_CHECKING:
+    from prunekit.trust import Trust
+
+
+def trust_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add both options to a command."""
+    allow = click.option(
+        "--allow-plugins",
+        metavar="NAME,…",
+        help="The distributions that may be loaded, by name or glob; no other is imported.",
+    )
+    locked = click.option(
+        "--locked",
+        type=click.Path(exists=True, path_type=Path),
+        metavar="FILE",
+        help="Refuse plugins that differ from this lock (or from that of this run): version, files, or not in it.",
+    )
+    return allow(locked(command))
+
+
+def trust_of(allow_plugins: str | None, locked: str | Path | None) -> Trust:
+    """What the two options ask for.
+
+    Raises:
+        PluginError: the file holds no lock.
+    """
+    from prunekit.lock import Lock
+    from prunekit.trust import Trust
+
+    allow = None if allow_plugins is None else [name.strip() for name in allow_plugins.split(",") if name.strip()]
+    return Trust(allow, None if locked is None else Lock.read(locked))
