@@ -246,9 +246,8 @@ class _Builder:
         selectors = owned.get("selectors", {})
         chosen = {id(parameter): name for name, parameter in owned.get("parameters", {}).items()}
         for module in self.model.modules() if self.model is not None else ():
-            for name in [
-                chosen[id(p)] for p in module._parameters.values() if id(p) in chosen and not readable(module)
-            ]:
+            mute = [] if readable(module) else list(module._parameters.values())
+            for name in [chosen[id(parameter)] for parameter in mute if id(parameter) in chosen]:
                 message = f"{name!r} can't be quantized: {type(module).__name__} does not read its weights by name"
                 self.say((*path, *_place(self.at(path), selectors[name])), message)
 

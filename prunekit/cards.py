@@ -1,4 +1,4 @@
-"""What there is to know about a plugin before it is used: parameters, hooks, distribution, place, and its method card."""
+"""All about a plugin before it is used: parameters, hooks, distribution, place, and its method card."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def cards(plugins: Plugins, name: str) -> list[Card]:
     Raises:
         PluginError: there is none, or what is there can't be used.
     """
-    found = [card for card in _cards(plugins, name)]
+    found = list(_cards(plugins, name))
     if found:
         return found
     broken = [left.reason for left in (*plugins.broken, *plugins.switched_off) if left.offer.name == name]
@@ -107,19 +107,17 @@ def readme(distribution: str) -> str:
 def documented_arguments(cls: type) -> Mapping[str, str]:
     """What the docstrings of a class and its constructor say of each argument, under `Args:`."""
     found: dict[str, str] = {}
-    for text in (inspect.getdoc(cls), inspect.getdoc(cls.__init__)):
-        section = re.search(
-            r"^(?:Args|Arguments|Parameters):\n(.*?)(?:\n(?=\S)|\Z)", text or "", re.DOTALL | re.MULTILINE
-        )
-        if section is None:
-            continue
-        for entry in re.split(
-            r"\n(?= {1,4}[\w*`])", "\n" + inspect.cleandoc("\n" + section[1]).replace("\n", "\n    ")
-        ):
-            name, colon, meaning = entry.partition(":")
-            for word in re.findall(r"\w+", name.partition("(")[0]) if colon else ():
-                found.setdefault(word, " ".join(meaning.split()))
+    for text in (inspect.getdoc(cls), inspect.getdoc(vars(cls).get("__init__"))):
+        section = _SECTION.search(text or "")
+        body = inspect.cleandoc("\n" + section[1]) if section else ""
+        for entry in re.split(r"\n(?=\S)", body):
+            names, colon, meaning = entry.partition(":")
+            for name in re.findall(r"\w+", names.partition("(")[0]) if colon else ():
+                found.setdefault(name, " ".join(meaning.split()))
     return found
+
+
+_SECTION = re.compile(r"^(?:Args|Arguments|Parameters):\n(.*?)(?=\n\S|\Z)", re.DOTALL | re.MULTILINE)
 
 
 def _default(argument: Argument) -> str:

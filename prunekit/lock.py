@@ -110,7 +110,7 @@ def _counts(path: Path) -> bool:
 
 
 def _place(module: str) -> Path | None:
-    """The file of a top-level module or the folder of a top-level package; within a namespace, of the first that is one."""
+    """The file of a top-level module or the folder of a top-level package; in a namespace, of the first that is one."""
     try:
         first, *rest = module.split(".")
         spec = find_spec(first)

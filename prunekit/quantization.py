@@ -19,7 +19,7 @@ class QuantizedForward:
 
     A module's class is replaced by a subclass with a property for each quantized weight (as
     `torch.nn.utils.parametrize` does it), while the parameter stays where it is: `named_parameters`, `state_dict`, the
-    optimizer and the masks see the float weight under its own name, and whoever reads `module.weight` the quantized one.
+    optimizer and the masks see the float weight under its own name, whoever reads `module.weight` the quantized one.
     """
 
     def __init__(self, model: Module) -> None:

@@ -30,7 +30,7 @@ class Trust:
         """Why an offer may not be loaded; None if it may."""
         if not self.allows(offer.distribution):
             return self.not_allowed(str(offer))
-        return offer.incompatibility or (self.lock and self.lock.objection(offer.entry))
+        return offer.incompatibility or (None if self.lock is None else self.lock.objection(offer.entry))
 
     def not_allowed(self, who: str) -> str:
         """The objection to a distribution that is not among those allowed."""
@@ -38,4 +38,4 @@ class Trust:
 
     def changed(self, entry: Entry) -> str | None:
         """Why a plugin that is loaded already is not the one of the lock; None if it is, or there is no lock."""
-        return self.lock and self.lock.objection(entry)
+        return None if self.lock is None else self.lock.objection(entry)
