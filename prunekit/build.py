@@ -109,9 +109,8 @@ class _Builder:
 
     def find(self, spec: ComponentSpec) -> Found:
         if isinstance(spec.class_, type):
-            found = Found(spec.class_, spec.class_.__module__, "", spec.class_.__module__)
-            if objection := self.registry.trust.changed(found.entry(spec.kind, spec.class_name)):
-                raise PluginError(objection)
+            found = Found(spec.class_, spec.class_.__module__, "")
+            self.registry.must_be_unchanged(found, spec.kind, spec.class_name)
         else:
             found = self.registry.find(spec.kind, spec.class_)
         must_be(found, spec.kind, spec.class_name)

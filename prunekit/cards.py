@@ -105,9 +105,9 @@ def readme(distribution: str) -> str:
 
 
 def documented_arguments(cls: type) -> Mapping[str, str]:
-    """What the docstrings of a class and its constructor say of each argument, under `Args:`."""
+    """What the docstrings of a class, its constructor and its bases say of each argument, under `Args:`."""
     found: dict[str, str] = {}
-    for text in (inspect.getdoc(cls), inspect.getdoc(vars(cls).get("__init__"))):
+    for text in [inspect.getdoc(part) for owner in cls.__mro__[:-1] for part in (owner, vars(owner).get("__init__"))]:
         section = _SECTION.search(text or "")
         body = inspect.cleandoc("\n" + section[1]) if section else ""
         for entry in re.split(r"\n(?=\S)", body):

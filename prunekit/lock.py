@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
@@ -103,6 +104,14 @@ def hash_of(module: str) -> str:
         digest.update(file.relative_to(place.parent).as_posix().encode() + b"\0")
         digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()
+
+
+def hash_of_source(cls: type) -> str:
+    """The SHA-256 of the file that defines a class; empty where there is none (a notebook)."""
+    try:
+        return hashlib.sha256(Path(inspect.getfile(cls)).read_bytes()).hexdigest()
+    except (TypeError, OSError):
+        return ""
 
 
 def _counts(path: Path) -> bool:

@@ -138,6 +138,21 @@ def must_be(found: Found, kind: Kind, name: str) -> None:
     hook_names(found.cls, found.distribution)
 
 
+def make_listener(target: Any, who: str) -> object:
+    """What goes on the bus for a listener: an instance of a class, a module or object as it is.
+
+    Raises:
+        PluginError: the class can't be made without arguments.
+    """
+    if not isinstance(target, type):
+        return target
+    try:
+        return target()
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}"
+        raise PluginError(f"{who} is a class that can't be made without arguments: {what}") from error
+
+
 def create_manager() -> pluggy.PluginManager:
     """A manager that knows prunekit's hooks and nobody else's."""
     manager = pluggy.PluginManager(hookspecs.PROJECT)
@@ -202,13 +217,7 @@ def _listener(offer: Offer) -> Listener:
     who, implementation = f"listener {offer.name!r} of {offer}", offer.load()
     if not hook_names(implementation, str(offer)):
         raise PluginError(f"{who} implements no hook; is @prunekit.hookimpl missing?")
-    if isinstance(implementation, type):
-        try:
-            implementation = implementation()
-        except Exception as error:
-            what = f"{type(error).__name__}: {error}"
-            raise PluginError(f"{who} is a class that can't be made without arguments: {what}") from error
-    return Listener(offer.name, offer.distribution, offer.version, implementation, offer.module)
+    return Listener(offer.name, offer.distribution, offer.version, make_listener(implementation, who), offer.module)
 
 
 def hook_names(implementation: object, who: str) -> list[str]:

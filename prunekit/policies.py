@@ -34,7 +34,7 @@ from prunekit.errors import ArgumentError, PluginError
 from prunekit.graph import folded_weight
 from prunekit.learning_rate import LearningRateSchedule
 from prunekit.progress import Progress, Window
-from prunekit.quantization import checked
+from prunekit.quantization import Reading
 
 
 @dataclass(frozen=True)
@@ -224,13 +224,14 @@ class QuantizationPolicy(Policy):
     """Gives the forward pass other values for the weights, from the first active epoch to the last."""
 
     component: Quantizer
+    readings: dict[str, Reading] = field(default_factory=dict)
 
-    def quantized(self, name: str, weight: Tensor, model: Module, masks: Mapping[str, Tensor], now: Progress) -> Tensor:
-        """What the forward pass uses for a weight; what is masked stays zero."""
-        context = self.context(model, masks, now)
-        values = checked(self.component.quantize(name, weight, context), weight, str(self.origin))
-        mask = masks.get(name)
-        return values if mask is None else values * mask
+    def begin(self, model: Module, masks: Mapping[str, Tensor], progress: Progress, blame: Callable[..., None]) -> None:
+        """An epoch begins: what the quantizer may know. The readings stay the same objects all through the window."""
+        context, failed = self.context(model, masks, progress), partial(blame, hook="quantize", origin=self.origin)
+        for name in self.parameters:
+            reading = self.readings.setdefault(name, Reading(name, self.component, context, masks, failed))
+            reading.context = context
 
 
 @dataclass(eq=False)

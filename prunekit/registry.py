@@ -7,14 +7,17 @@ from dataclasses import dataclass
 
 from prunekit.components import SECTIONS, Kind
 from prunekit.errors import PluginError, did_you_mean
-from prunekit.lock import Entry, hash_of
+from prunekit.lock import Entry, hash_of, hash_of_source
 from prunekit.offers import GROUPS, Offer, component_offers, normal, stray_offers
 from prunekit.trust import Trust
 
 
 @dataclass(frozen=True)
 class Found:
-    """A component class, who offers it, and the module that its distribution offered."""
+    """A component class, who offers it, and the module that its distribution offered.
+
+    A class given from Python has no such module; its distribution is the module that defines it.
+    """
 
     cls: type
     distribution: str
@@ -26,7 +29,8 @@ class Found:
 
     def entry(self, kind: str, name: str) -> Entry:
         """What a lock says of it, under the name that the schedule gives it."""
-        return Entry(kind, name, self.distribution, self.version, hash_of(self.module))
+        sha256 = hash_of(self.module) if self.module else hash_of_source(self.cls)
+        return Entry(kind, name, self.distribution, self.version, sha256)
 
 
 class Registry:
@@ -78,9 +82,17 @@ class Registry:
             raise PluginError(_ambiguous(kind, short, found))
         if not found:
             raise PluginError(self._unknown(kind, short, distribution))
-        if objection := self.trust.changed(found[0].entry(kind, short)):
-            raise PluginError(objection)
+        self.must_be_unchanged(found[0], kind, short)
         return found[0]
+
+    def must_be_unchanged(self, found: Found, kind: str, name: str) -> None:
+        """Whether a class that is imported already is the one of the lock, if there is a lock.
+
+        Raises:
+            PluginError: it is not.
+        """
+        if self.trust.lock and (objection := self.trust.lock.objection(found.entry(kind, name))):
+            raise PluginError(objection)
 
     def _load(self, offer: Offer) -> Found:
         if objection := self.trust.objection(offer):

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import Tensor
-from torch.nn import Module, Parameter
+from torch.nn import Module
 from torch.optim import Optimizer
 
 from prunekit.build import build
@@ -353,28 +352,19 @@ class CompressionScheduler:
         self._bus.set_live(participants.values())
         acting = [policy for policy in self._policies if policy.window.is_active(epoch)]
         self._masks.activate(n for policy in acting if isinstance(policy, PruningPolicy) for n in policy.parameters)
-        self._quantize(epoch)
+        self._quantize()
         for policy in self._policies:
             if policy.window.is_open(epoch) and policy.index not in self._opened:
                 self._opened.add(policy.index)
                 self._window("on_window_open", "window opens", policy)
 
-    def _quantize(self, epoch: int) -> None:
+    def _quantize(self) -> None:
         """Let weights read as the quantizers whose window is open make of them."""
-        quantize: dict[str, Callable[[Tensor], Tensor]] = {}
-        parameters: dict[str, Parameter] = {}
-        for policy in self._policies:
-            if isinstance(policy, QuantizationPolicy) and policy.window.is_open(epoch):
-                parameters.update(policy.parameters)
-                quantize |= {name: partial(self._quantized_weight, policy, name) for name in policy.parameters}
-        self._quantized.activate(quantize, parameters)
-
-    def _quantized_weight(self, policy: QuantizationPolicy, name: str, weight: Tensor) -> Tensor:
-        try:
-            return policy.quantized(name, weight, self.model, self._masks, self.progress)
-        except Exception as error:
-            self._bus.blame(error, "quantize", policy.origin)
-            raise
+        live = [p for p in self._policies if isinstance(p, QuantizationPolicy) and p.window.is_open(self._epoch)]
+        for policy in live:
+            policy.begin(self.model, self._masks, self.progress, self._bus.blame)
+        readings = {policy.parameters[name]: read for policy in live for name, read in policy.readings.items()}
+        self._quantized.activate(readings)
 
     def _window(self, hook: str, event: str, policy: Policy) -> None:
         self.trace.info(event, hook=hook, **policy.origin._asdict(), **moment(self.progress))

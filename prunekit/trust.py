@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from prunekit.lock import Entry, Lock
+from prunekit.lock import Lock
 from prunekit.offers import Offer, normal
 
 
@@ -35,7 +35,3 @@ class Trust:
     def not_allowed(self, who: str) -> str:
         """The objection to a distribution that is not among those allowed."""
         return f"{who} is not among the plugins that are allowed: {', '.join(self.allow or ()) or 'none'}"
-
-    def changed(self, entry: Entry) -> str | None:
-        """Why a plugin that is loaded already is not the one of the lock; None if it is, or there is no lock."""
-        return None if self.lock is None else self.lock.objection(entry)

@@ -1,5 +1,27 @@
-"""For plugin authors: the laws that every component keeps, and a task that trains in a blink."""
+"""For plugin authors: the laws that every component keeps, and a task that trains in a blink.
 
-from prunekit.testing.tiny import TinyNet, application
+def test_it_keeps_the_laws():
+    check_component("MyPruner", sparsity=0.5, weights="*.weight")
+"""
 
-__all__ = ["TinyNet", "application"]
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prunekit.testing.check import LAWS as LAWS, check_component as check_component
+    from prunekit.testing.laws import LawsBroken as LawsBroken, Report as Report
+    from prunekit.testing.tiny import TinyNet as TinyNet, application as application
+
+__all__ = ["LAWS", "LawsBroken", "Report", "TinyNet", "application", "check_component"]
+
+_HOMES = {"check": "LAWS check_component", "laws": "LawsBroken Report", "tiny": "TinyNet application"}
+"""Where each name lives. It is imported when it is asked for: pytest loads this package at every start."""
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names.split():
+            return getattr(import_module(f"prunekit.testing.{module}"), name)
+    raise AttributeError(f"module 'prunekit.testing' has no attribute {name!r}")

@@ -12,19 +12,19 @@ IMAGES, SIDE, CLASSES = 128, 8, 4
 
 
 class TinyNet(nn.Module):
-    """conv1 1 → 4, norm, conv2 4 → 8, fc1 32 → 16, fc2 16 → 4; the weights depend on the seed alone.
+    """conv1 1 → 4, norm, conv2 4 → 8, fc1 32 → 16, fc2 16 → 4, times `width`; the weights depend on the seed alone.
 
     Its parameters: `conv1.weight`, `norm.weight`, `norm.bias`, `conv2.weight`, `fc1.weight`, `fc1.bias`, `fc2.weight`,
     `fc2.bias`.
     """
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0, width: int = 1) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(1, 4, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(4)
-        self.conv2 = nn.Conv2d(4, 8, 3, stride=2, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(1, 4 * width, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(4 * width)
+        self.conv2 = nn.Conv2d(4 * width, 8 * width, 3, stride=2, padding=1, bias=False)
         self.pool = nn.AdaptiveAvgPool2d(2)
-        self.fc1, self.fc2 = nn.Linear(32, 16), nn.Linear(16, CLASSES)
+        self.fc1, self.fc2 = nn.Linear(32 * width, 16 * width), nn.Linear(16 * width, CLASSES)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for parameter in self.parameters():

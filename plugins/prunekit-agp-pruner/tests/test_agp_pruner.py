@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 from torch import nn
 
 from prunekit import CompressionScheduler, Context, Progress, ScheduleError, Window
+from prunekit.testing import check_component
 
 HALF = {"initial_sparsity": 0.0, "final_sparsity": 0.5, "weights": ["fc1.weight"]}
 
@@ -306,3 +307,10 @@ def test_while_weights_stand_still_masks_are_nested_and_end_exactly_at_the_final
         assert gone <= now
         gone = now
     assert len(gone) == math.floor((initial + rise) * len(values))
+
+
+# The laws of every component
+
+
+def test_it_keeps_the_laws():
+    check_component(AutomatedGradualPruner, initial_sparsity=0.25, final_sparsity=0.75, weights="*.weight")

@@ -12,6 +12,7 @@ from prunekit_group_lasso_regularizer import GroupLassoRegularizer, GroupType
 from torch import Tensor, nn
 
 from prunekit import ArgumentError, CompressionScheduler, Context, Progress, ScheduleError, Trace, Window
+from prunekit.testing import check_component
 from prunekit.trace import read
 
 MATRIX = [[3.0, 4.0], [0.0, 12.0], [0.0, 0.0]]
@@ -276,3 +277,12 @@ def test_what_does_not_fit_is_refused_at_load_with_its_position(tmp_path: Path) 
 def test_the_constructor_itself_refuses_an_unknown_group() -> None:
     with pytest.raises(ArgumentError, match=r"^reg_regims\.w\[1\]: must be one of '2D', .*'4D\+Channels', got '5D'$"):
         GroupLassoRegularizer({"w": (0.1, "5D")})  # type: ignore[dict-item]
+
+
+# The laws of every component
+
+
+@pytest.mark.parametrize("criteria", [None, "Mean_Abs"])
+def test_it_keeps_the_laws(criteria):
+    regimes = {"conv1.weight": [0.05, "Channels"], "conv2.weight": [0.05, "3D"], "fc1.weight": [0.02, "Rows+Cols"]}
+    check_component(GroupLassoRegularizer, reg_regims=regimes, threshold_criteria=criteria)

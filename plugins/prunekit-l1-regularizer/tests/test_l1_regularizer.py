@@ -21,6 +21,7 @@ from prunekit import (
     Trace,
     Window,
 )
+from prunekit.testing import check_component
 from prunekit.trace import read
 
 
@@ -254,3 +255,11 @@ policies:
         "11:18 regularizers.misspelt.reg_regims.fc1.weigth: 'fc1.weigth' selects nothing in the model; "
         "nearest are 'fc1.weight', 'fc2.weight'"
     ]
+
+
+# The laws of every component
+
+
+@pytest.mark.parametrize("criteria", [None, "Max"])
+def test_it_keeps_the_laws(criteria):
+    check_component(L1Regularizer, reg_regims={"*.weight": 0.02}, threshold_criteria=criteria)

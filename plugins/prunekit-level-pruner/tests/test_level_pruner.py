@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 from torch import nn
 
 from prunekit import CompressionScheduler, Context, Progress, ScheduleError, Window
+from prunekit.testing import check_component
 
 
 def model(**weights: Any) -> nn.Module:
@@ -189,3 +190,10 @@ def test_exactly_the_level_is_pruned_and_no_kept_weight_is_smaller_than_a_pruned
     gone = [(abs(value), index) for index, value in enumerate(values) if not mask[index]]
     assert len(gone) == count
     assert max(gone) < min(kept, default=(math.inf, 0))
+
+
+# The laws of every component
+
+
+def test_it_keeps_the_laws():
+    check_component(SparsityLevelParameterPruner, levels={"*.weight": 0.5, "conv1.weight": 0.25})

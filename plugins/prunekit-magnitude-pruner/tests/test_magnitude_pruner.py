@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 from torch import nn
 
 from prunekit import CompressionScheduler, Context, Progress, ScheduleError, Window
+from prunekit.testing import check_component
 
 
 def model(**weights: Any) -> nn.Module:
@@ -161,3 +162,10 @@ def test_exactly_what_is_above_the_threshold_stays_so_a_higher_one_prunes_no_les
         masks.append(MagnitudeParameterPruner({"*": threshold}).compute_masks(parameters, context)["fc1.weight"])
         assert masks[-1].tolist() == [abs(value) > threshold for value in values]
     assert not (masks[1] & ~masks[0]).any()
+
+
+# The laws of every component
+
+
+def test_it_keeps_the_laws():
+    check_component(MagnitudeParameterPruner, thresholds={"*.weight": 0.1})

@@ -14,6 +14,7 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import LRScheduler
 
 from prunekit import ArgumentError, CompressionScheduler, ScheduleError, Trace
+from prunekit.testing import check_component
 
 EPOCHS = 6
 
@@ -151,3 +152,10 @@ policies:
 def test_the_constructor_itself_refuses_it(milestones: list[int], gammas: list[float], message: str) -> None:
     with pytest.raises(ArgumentError, match=f"^{re.escape(message)}$"):
         MultiStepMultiGammaLR(optimizer_of(0.1), milestones, gammas)
+
+
+# The laws of every component
+
+
+def test_it_keeps_the_laws():
+    check_component(MultiStepMultiGammaLR, milestones=[2, 4], gammas=[0.5, 0.1])

@@ -13,6 +13,7 @@ from torch.optim import SGD, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
 from prunekit import ArgumentError, CompressionScheduler, ScheduleError, Trace
+from prunekit.testing import check_component
 
 EPOCHS = 7
 
@@ -178,3 +179,10 @@ policies:
 def test_the_constructor_itself_refuses_it(keys: dict[str, Any], message: str) -> None:
     with pytest.raises(ArgumentError, match=f"^{re.escape(message)}$"):
         PolynomialLR(optimizer_of(0.1), **keys)
+
+
+# The laws of every component
+
+
+def test_it_keeps_the_laws():
+    check_component(PolynomialLR, T_max=6, power=2)

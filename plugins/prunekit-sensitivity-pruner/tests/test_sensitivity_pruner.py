@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 from torch import nn
 
 from prunekit import CompressionScheduler, Context, Progress, ScheduleError, Window
+from prunekit.testing import check_component
 
 # Mean 0, sum of squares 36, divisor n - 1 = 4: a standard deviation of exactly 3 (with n in the divisor, 2.68…).
 SIGMA_3 = [5.0, -3.0, -1.0, -1.0, 0.0]
@@ -285,3 +286,10 @@ def test_no_kept_weight_is_smaller_than_a_pruned_one_and_the_scale_of_the_weight
         kept = [abs(value) for value, keep in zip(values, mask, strict=True) if keep]
         gone = [abs(value) for value, keep in zip(values, mask, strict=True) if not keep]
         assert max(gone, default=-1.0) < min(kept, default=math.inf)
+
+
+# The laws of every component
+
+
+def test_it_keeps_the_laws():
+    check_component(SensitivityPruner, sensitivities={"*.weight": 0.5})

@@ -22,6 +22,7 @@ from prunekit import (
     Trace,
     Window,
 )
+from prunekit.testing import LAWS, check_component
 from prunekit.trace import read
 
 EPOCHS = 8
@@ -385,3 +386,31 @@ def test_the_trace_names_torch_lr_as_the_one_who_changed_the_rate(tmp_path: Path
         ["ExponentialLR 'lr'", "prunekit-torch-lr", 0, [1.0], [0.5]],
         ["ExponentialLR 'lr'", "prunekit-torch-lr", 1, [0.5], [0.25]],
     ]
+
+
+# The laws of every component and every listener
+
+
+LAWFUL = {
+    "StepLR": {"step_size": 2},
+    "MultiStepLR": {"milestones": [2, 4]},
+    "ConstantLR": {},
+    "LinearLR": {},
+    "ExponentialLR": {"gamma": 0.9},
+    "CosineAnnealingLR": {"T_max": 6},
+    "CosineAnnealingWarmRestarts": {"T_0": 2},
+    "CyclicLR": {"base_lr": 0.01, "max_lr": 0.1},
+    "OneCycleLR": {"max_lr": 0.1, "total_steps": 8},
+    "ReduceLROnPlateau": {},
+}
+
+
+@pytest.mark.parametrize("name", LAWFUL)
+def test_torch_s_schedulers_keep_the_laws(name):
+    # What torch itself leaves untyped or says nothing about is torch's.
+    laws = [law for law in LAWS if law not in ("typed_constructor", "documented_constructor")]
+    check_component(name, laws=laws, **LAWFUL[name])
+
+
+def test_it_only_listens():
+    check_component("torch-lr")

@@ -1,0 +1,130 @@
+"""Laws of training with a component: the same again, continued, compiled, and what it leaves alone."""
+
+from __future__ import annotations
+
+import math
+from copy import deepcopy
+
+from prunekit.components import Stateful
+from prunekit.testing.laws import (
+    ACTING,
+    COMPONENTS,
+    LISTENER,
+    LR_SCHEDULER,
+    NotApplicable,
+    law,
+    listed,
+    must,
+)
+from prunekit.testing.runs import EPOCHS, MINIBATCHES, WINDOW, Run, differences, through_a_file
+from prunekit.testing.subject import Subject
+
+
+@law(*COMPONENTS, LISTENER, basic=True)
+def runs(subject: Subject) -> None:
+    """It takes part in a training from the first epoch to the last."""
+    Run(subject).train(range(EPOCHS)).scheduler.on_train_end()
+
+
+@law(*COMPONENTS, LISTENER)
+def deterministic(subject: Subject) -> None:
+    """Two runs with the same seed end the same, bit for bit."""
+    one, other = (Run(subject).train(range(EPOCHS)).outcome() for _ in range(2))
+    found = list(differences(one, other))
+    must(not found, "the same outcome twice", listed(found))
+
+
+@law(*COMPONENTS)
+def state_round_trip(subject: Subject) -> None:
+    """What it remembers survives a file, fits a new instance, and stays as it was when it was saved."""
+    run = Run(subject).train(range(3))
+    if not isinstance(run.component, Stateful):
+        raise NotApplicable("it has no state_dict() and load_state_dict()")
+    state = run.component.state_dict()
+    at_the_time = deepcopy(state)
+    saved = through_a_file(state)
+    other = Run(subject).component
+    other.load_state_dict(through_a_file(state))
+    found = list(differences(saved, through_a_file(other.state_dict())))
+    must(not found, "the state that was loaded", listed(found))
+    run.train([3])
+    found = list(differences(at_the_time, state))
+    must(not found, "a saved state that later training does not change", listed(found))
+
+
+@law(*COMPONENTS, LISTENER)
+def resume(subject: Subject) -> None:
+    """A run that is stopped anywhere and continued in a new process ends as if it had never stopped, bit for bit."""
+    straight = Run(subject).train(range(EPOCHS)).outcome()
+    for epochs in (1, 2, 4, 5):
+        resumed = Run(subject).train(range(epochs)).continued().train(range(epochs, EPOCHS))
+        found = list(differences(straight, resumed.outcome()))
+        must(not found, f"stopped after {epochs} of {EPOCHS} epochs: the outcome of the straight run", listed(found))
+    found = list(differences(straight, _stopped_within_an_epoch(subject).outcome()))
+    must(not found, "stopped within epoch 2: the outcome of the straight run", listed(found))
+
+
+@law(*ACTING)
+def quiet_outside_its_window(subject: Subject) -> None:
+    """Before its window opens, and while it is made, it changes nothing: no weight, no random number."""
+    plain, with_it = (Run(subject, absent=absent).train([0]).outcome() for absent in (True, False))
+    found = list(differences({**plain, "component": {}}, {**with_it, "component": {}}))
+    must(not found, "the run as it is without it", listed(found))
+
+
+@law(LISTENER)
+def only_listens(subject: Subject) -> None:
+    """With it or without, a run is the same: weights, masks, learning rates, random numbers."""
+    plain, with_it = (Run(subject, absent=absent).train(range(EPOCHS)).outcome() for absent in (True, False))
+    found = list(differences(plain, with_it))
+    must(not found, "the run as it is without it", listed(found))
+
+
+@law(*ACTING)
+def compiled(subject: Subject) -> None:
+    """A model that torch.compile has made is compiled once, however often masks change, and ends the same."""
+    import torch._dynamo
+
+    torch._dynamo.reset()
+    eager = Run(subject).train(range(EPOCHS)).outcome()
+    run = Run(subject, wrap=lambda model: torch.compile(model, backend="eager"))  # type: ignore[arg-type, return-value]
+    run.train([0, 1])
+    graphs = _graphs()
+    run.train(range(2, WINDOW.last + 1))
+    again = _graphs() - graphs
+    must(not again, "no compilation in epochs 2 to 4 of a window that opened in epoch 1", f"{again}")
+    run.train(range(WINDOW.last + 1, EPOCHS))
+    outcome = run.outcome()
+    weights = {name.removeprefix("_orig_mod."): value for name, value in outcome["weights"].items()}
+    found = list(differences({**eager, "random": 0}, {**outcome, "weights": weights, "random": 0}))
+    must(not found, "the outcome of the model that is not compiled", listed(found))
+
+
+@law(LR_SCHEDULER)
+def rate_of_the_epoch(subject: Subject) -> None:
+    """The learning rate is finite, not negative, and the same for an epoch however one gets there."""
+    schedule = subject.make()
+    if schedule.takes_metrics:
+        raise NotApplicable("it looks at metrics, not at the epoch")
+    forward = [schedule.at(epoch)[0]["lr"] for epoch in range(EPOCHS)]
+    bad = [f"{rate} in epoch {epoch}" for epoch, rate in enumerate(forward) if not math.isfinite(rate) or rate < 0]
+    must(not bad, "rates from 0 up", listed(bad))
+    backward = [subject.make().at(epoch)[0]["lr"] for epoch in reversed(range(EPOCHS))][::-1]
+    must(forward == backward, f"rates {forward}", f"{backward} when each is asked for alone")
+
+
+def _stopped_within_an_epoch(subject: Subject) -> Run:
+    run = Run(subject).train(range(2))
+    run.scheduler.on_epoch_begin(2)
+    for minibatch in range(MINIBATCHES):
+        if minibatch == 2:
+            run = run.continued()
+        run.minibatch(2, minibatch)
+    run.end(2)
+    return run.train(range(3, EPOCHS))
+
+
+def _graphs() -> int:
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])

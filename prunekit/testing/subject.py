@@ -1,0 +1,154 @@
+"""What is being checked: a component's class or a listener, its kind, and the arguments that it is made with."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.optim import SGD
+from torch.optim.lr_scheduler import LRScheduler
+
+from prunekit.arguments import check_arguments
+from prunekit.components import Kind
+from prunekit.errors import ArgumentError, PluginError, did_you_mean
+from prunekit.learning_rate import LearningRateSchedule
+from prunekit.offers import GROUPS, component_offers, listener_offers
+from prunekit.plugins import Listener, hook_names, load_plugins, make_listener, must_be
+from prunekit.registry import Found
+from prunekit.testing.examples import example_arguments
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A component's class, or what a listener's entry point gives: a class, a module or an object.
+
+    `arguments` are the YAML keys that instances are made with; `given` says that they were not made up.
+    """
+
+    target: Any
+    kind: str
+    name: str
+    distribution: str
+    version: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    given: bool = False
+
+    @property
+    def cls(self) -> type:
+        """The class of a component."""
+        assert isinstance(self.target, type)
+        return self.target
+
+    def listener(self) -> Listener:
+        """The listener, a new instance of it where it is a class."""
+        return Listener(self.name, self.distribution, self.version, make_listener(self.target, self.name))
+
+    def make(self) -> Any:
+        """A new instance; a learning-rate scheduler gets an optimizer of its own."""
+        if self.kind == "lr_scheduler":
+            optimizer = SGD([torch.zeros(1)], lr=0.1, momentum=0.9)
+            return LearningRateSchedule(self.cls, self.own_arguments(), optimizer)
+        return self.cls(**self.own_arguments())
+
+    def own_arguments(self) -> dict[str, Any]:
+        """The arguments as data of their own."""
+        return deepcopy(dict(self.arguments))
+
+    def reproduction(self, law: str) -> tuple[str, ...]:
+        """Three lines that try one law."""
+        module, name = _place(self.target)
+        first, what = (
+            (f"from {module} import {name}", name) if name else (f"# {self.name!r} is installed", repr(self.name))
+        )
+        if not name:
+            what += f", kind={self.kind!r}" * (self.kind == "listener")
+        words = "".join(f", {key}={value!r}" for key, value in self.arguments.items())
+        return (
+            "from prunekit.testing import check_component",
+            first,
+            f"check_component({what}, laws=[{law!r}]{words})",
+        )
+
+
+def find_subject(component: Any, kind: str | None, arguments: Mapping[str, Any]) -> Subject:
+    """A subject by its registered name, or from the class or listener itself.
+
+    Raises:
+        PluginError: there is no such component, it is not of its kind, or no instance can be made of it.
+    """
+    subject = _named(component, kind) if isinstance(component, str) else _given(component, kind)
+    if subject.kind == "listener":
+        if not hook_names(subject.target, subject.distribution):
+            raise PluginError(f"listener {subject.name!r} implements no hook; is @prunekit.hookimpl missing?")
+        return subject
+    must_be(Found(subject.cls, subject.distribution, subject.version), subject.kind, subject.name)  # type: ignore[arg-type]
+    made_up = {} if arguments else example_arguments(subject.cls, subject.kind)  # type: ignore[arg-type]
+    return _with(subject, arguments or made_up, bool(arguments))
+
+
+def _with(subject: Subject, arguments: Mapping[str, Any], given: bool) -> Subject:
+    """The subject with arguments that it accepts."""
+    hint = "" if given else "; these were made up from the types: give it others"
+    errors = list(check_arguments(subject.cls, subject.kind, arguments))  # type: ignore[arg-type]
+    full = Subject(
+        subject.target, subject.kind, subject.name, subject.distribution, subject.version, dict(arguments), given
+    )
+    if not errors:
+        try:
+            full.make()
+        except ArgumentError as error:
+            errors = [error]
+    if errors:
+        shown = ", ".join(f"{key}={value!r}" for key, value in arguments.items()) or "no arguments"
+        raise PluginError(f"{subject.name} can't be made with {shown}: {'; '.join(map(str, errors))}{hint}")
+    return full
+
+
+def _named(name: str, kind: str | None) -> Subject:
+    short = name.rpartition(":")[2]
+    for offer in listener_offers():
+        if kind in (None, "listener") and name in (offer.name, f"{offer.distribution}:{offer.name}"):
+            return Subject(offer.load(), "listener", offer.name, offer.distribution, offer.version)
+    registry = load_plugins().registry
+    kinds: list[Kind] = [k for k in GROUPS if kind in (None, k) and short in registry.names(k)]
+    if not kinds:
+        known = [known for k in GROUPS for known in registry.names(k)] + [offer.name for offer in listener_offers()]
+        raise PluginError(f"no {kind or 'plugin'} is called {name!r}{did_you_mean(name, known)}")
+    if len(kinds) > 1:
+        raise PluginError(f"{name!r} is {' and '.join(kinds)}; say which: kind={kinds[0]!r}")
+    found = registry.find(kinds[0], name)
+    return Subject(found.cls, kinds[0], short, found.distribution, found.version)
+
+
+def _given(target: Any, kind: str | None) -> Subject:
+    """A subject that is not asked for by name, but may be registered."""
+    module, name = _place(target)
+    value = f"{module}:{name}" if name else module
+    for offer in [*component_offers(), *listener_offers()]:
+        if offer.entry_point.value == value and kind in (None, offer.kind):
+            return Subject(target, offer.kind, offer.name, offer.distribution, offer.version)
+    if inspect.ismodule(target) or not isinstance(target, type):
+        return Subject(target, "listener", name or module, module, "")
+    return Subject(target, kind or _kind_of(target), target.__name__, module, "")
+
+
+def _kind_of(cls: type) -> str:
+    """The kind that a class looks like."""
+    if issubclass(cls, LRScheduler):
+        return "lr_scheduler"
+    for kind, method in (("regularizer", "penalty"), ("pruner", "compute_masks"), ("quantizer", "quantize")):
+        if hasattr(cls, method):
+            return kind
+    return "extension"
+
+
+def _place(target: Any) -> tuple[str, str]:
+    """Module and name of a class; of a module its name alone."""
+    if inspect.ismodule(target):
+        return target.__name__, ""
+    owner = target if isinstance(target, type) else type(target)
+    return owner.__module__, owner.__qualname__ if owner is target else ""
