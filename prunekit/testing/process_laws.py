@@ -6,7 +6,6 @@ import multiprocessing
 import pickle
 import sys
 import tempfile
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -99,8 +98,8 @@ def _train(subject: Subject, rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     try:
         outcome = _outcome(subject, rank, folder)
-    except Exception:
-        outcome = {"error": traceback.format_exc().strip().splitlines()[-1]}
+    except Exception as error:
+        outcome = {"error": f"{type(error).__name__}: {error}"}
     torch.save(outcome, Path(folder) / f"{rank}.pt")
 
 
