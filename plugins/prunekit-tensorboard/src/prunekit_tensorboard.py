@@ -15,6 +15,8 @@ from prunekit import MaskChange, Progress, hookimpl
 
 FOLDER = "tensorboard"
 """Within the run's folder."""
+LARGEST = 1e19
+"""TensorBoard's bins end here: a histogram of larger weights alone, or of NaN, would stop the training."""
 
 
 class TensorBoard:
@@ -59,8 +61,10 @@ class TensorBoard:
             self._scalar(f"mask_changes/{name}", int((mask != before).sum()), progress)
             self._before[name] = mask.clone()
         for name, weight in model.named_parameters():
-            if name in masks and bool(masks[name].any()):
-                self._open().add_histogram(f"weights/{name}", weight.detach()[masks[name]], progress.epoch)
+            kept = weight.detach()[masks[name]] if name in masks else weight.new_empty(0)
+            shown = kept[kept.abs() < LARGEST]
+            if shown.numel():
+                self._open().add_histogram(f"weights/{name}", shown, progress.epoch)
         self._open().flush()
 
     @hookimpl

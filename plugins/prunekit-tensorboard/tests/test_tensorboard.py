@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 from prunekit_tensorboard import TensorBoard
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -26,7 +27,7 @@ SCHEDULE = {
 }
 
 
-def train(folder):
+def train(folder, value=None):
     model = nn.Linear(4, 1, bias=False)
     with torch.no_grad():
         model.weight.copy_(torch.tensor([[1.0, 2.0, 3.0, 4.0]]))
@@ -37,6 +38,9 @@ def train(folder):
     trace = Trace(folder, "error", logger=None)
     run = CompressionScheduler.from_dict(SCHEDULE, model, optimizer, trace=trace, plugins=plugins)
     for epoch in run.epochs(3):
+        if epoch == 1 and value is not None:
+            with torch.no_grad():
+                model.weight.fill_(value)
         for _ in run.minibatches([0]):
             optimizer.zero_grad()
             run.total_loss(model.weight.sum() * 0).backward()
@@ -67,6 +71,12 @@ def test_a_run_without_a_folder_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     train(None)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e30])
+def test_a_network_that_has_diverged_stops_no_training(tmp_path, value):
+    train(tmp_path, value)
+    assert "weights/weight" not in scalars(tmp_path)[1].Tags()["histograms"]
 
 
 def test_it_only_listens():
