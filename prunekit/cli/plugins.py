@@ -77,10 +77,12 @@ def _offers() -> list[Offer]:
 
 def _row(offer: Offer, offers: Sequence[Offer]) -> Row:
     """What metadata tells of an offer."""
+    from prunekit.plugins import disabled_listeners
+
     row = _plain_row(offer)
     module = offer.module.partition(".")[0]
     others = [str(other) for other in offers if other != offer and (other.kind, other.name) == (offer.kind, offer.name)]
-    if offer.kind == "listener" and {offer.name, offer.distribution} & _disabled():
+    if offer.kind == "listener" and {offer.name, offer.distribution} & disabled_listeners():
         return replace(row, state="disabled", reason="by PRUNEKIT_DISABLE")
     if not _exists(module):
         return replace(row, state="broken", reason=f"there is no module {module!r}")
@@ -103,12 +105,6 @@ def _stray(offer: Offer) -> Row:
 
     reason = f"prunekit has no group {offer.group!r}{did_you_mean(offer.group, GROUPS.values())}"
     return replace(_plain_row(offer), state="broken", reason=reason)
-
-
-def _disabled() -> set[str]:
-    from prunekit.plugins import disabled_listeners
-
-    return disabled_listeners()
 
 
 def _exists(module: str) -> bool:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from prunekit.testing.asking import ask
 from prunekit.testing.laws import OWNERS, law, must
-from prunekit.testing.mask_laws import ask
 from prunekit.testing.runs import WINDOW, Run
 from prunekit.testing.subject import Subject
 from prunekit.testing.tiny import TinyNet

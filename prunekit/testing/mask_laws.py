@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from itertools import chain, combinations
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from prunekit.arguments import arguments_of
-from prunekit.components import Sparsity
 from prunekit.errors import ScheduleError
+from prunekit.testing.asking import (
+    ask,
+    begin_window,
+    context_of,
+    decisions,
+    masks_of,
+    penalty_of,
+    readings_of,
+    touched,
+)
+from prunekit.testing.exactness import asked_sparsity, must_be_exact
 from prunekit.testing.laws import OWNERS, PRUNER, QUANTIZER, REGULARIZER, Broken, NotApplicable, law, listed, must
 from prunekit.testing.runs import WINDOW, Run, differences, reseed
 from prunekit.testing.subject import Subject
@@ -31,10 +38,10 @@ def decides(subject: Subject) -> None:
         zeros = sum(int((~mask).sum()) for mask in run.scheduler.masks.values())
         must(zeros > 0, "a weight that is pruned by the end of the window", "none")
     elif subject.kind == REGULARIZER:
-        penalty = _penalty(run)
+        penalty = penalty_of(run)
         must(bool(penalty != 0), "a penalty", f"{penalty.item()}")
     else:
-        same = [name for name, read, weight in _readings(run) if torch.equal(read, weight)]
+        same = [name for name, read, weight in readings_of(run) if torch.equal(read, weight)]
         must(len(same) < len(run.policy.parameters), "values other than the float weights", "the float weights")
 
 
@@ -43,7 +50,7 @@ def boolean_masks(subject: Subject) -> None:
     """Masks are boolean, shaped like their parameters, and of these alone."""
     run = Run(subject)
     run.scheduler._epoch = WINDOW.first  # asked without the scheduler, which would refuse what is wrong
-    for name, mask in _masks(run).items():
+    for name, mask in masks_of(run).items():
         must(name in run.policy.parameters, f"masks of {listed(run.policy.parameters)}", f"a mask of {name!r}")
         shape = tuple(run.policy.parameters[name].shape)
         is_mask = isinstance(mask, Tensor) and mask.dtype == torch.bool and tuple(mask.shape) == shape
@@ -55,9 +62,9 @@ def boolean_masks(subject: Subject) -> None:
 def hands_off(subject: Subject) -> None:
     """It returns what it wants and changes nothing itself: no weight, no gradient, no buffer."""
     run = Run(subject).train([1])
-    before = _touched(run)
+    before = touched(run)
     ask(run)
-    changed = list(differences(before, _touched(run)))
+    changed = list(differences(before, touched(run)))
     must(not changed, "weights, gradients and buffers as they were", listed(changed))
 
 
@@ -66,7 +73,7 @@ def exact_sparsity(subject: Subject) -> None:
     """The sparsity asked for is reached exactly: floor(s · n) of n units, also among equal weights."""
     for what, model in (("weights of all sizes", TinyNet()), ("weights of which many are equal", _with_ties())):
         run = Run(subject, model=model, rate=0.0).train(range(1, LAST + 1))
-        _must_be_exact(run, _asked(run), f"among {what}: ")
+        must_be_exact(run, asked_sparsity(run), f"among {what}: ")
 
 
 @law(PRUNER)
@@ -95,16 +102,14 @@ def odd_parameters(subject: Subject) -> None:
                 must(refusable, f"{name} {odd}: handled as any other", f"refused: {error}")
                 continue
             try:
-                outcome = _decisions(run)
+                outcome = decisions(run)
             except Exception as error:
                 raise Broken(
                     f"{name} {odd}: handled, or refused by check()", f"{type(error).__name__}: {error}"
                 ) from error
             plain = _TWINS.get(odd)
             if plain is not None:
-                changed = list(
-                    differences(_decisions(Run(subject, model=_with_odd(name, plain))), outcome, exact=False)
-                )
+                changed = list(differences(decisions(Run(subject, model=_with_odd(name, plain))), outcome, exact=False))
                 must(not changed, f"{name} {odd}: as if it were not", listed(changed))
 
 
@@ -114,16 +119,16 @@ def number_types(subject: Subject) -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         run = Run(subject, model=TinyNet().to(dtype))
         if subject.kind == PRUNER:
-            _begin_all(run)
+            begin_window(run)
             with suppress(NotApplicable):
-                _must_be_exact(run, _asked(run), f"{dtype}: ")
+                must_be_exact(run, asked_sparsity(run), f"{dtype}: ")
         elif subject.kind == REGULARIZER:
-            penalty = _penalty(run)
+            penalty = penalty_of(run)
             must(bool(penalty.isfinite()), f"{dtype}: a finite penalty", f"{penalty.item()}")
             if penalty.requires_grad:
                 penalty.backward()  # type: ignore[no-untyped-call]
         else:
-            for name, read, weight in _readings(run):
+            for name, read, weight in readings_of(run):
                 must(read.dtype == weight.dtype, f"{name}: {weight.dtype}", str(read.dtype))
                 must(bool(read.isfinite().all()), f"{dtype}: finite values for {name}", "others")
 
@@ -135,10 +140,10 @@ def differentiable(subject: Subject) -> None:
         run = Run(subject, model=model)
         trained = {name: p for name, p in run.policy.parameters.items() if p.requires_grad}
         if subject.kind == REGULARIZER:
-            total = _penalty(run)
+            total = penalty_of(run)
             must(total.dim() == 0, "a scalar penalty", f"shape {tuple(total.shape)}")
         else:
-            total = torch.stack([read.sum() for _, read, _ in _readings(run)]).sum()
+            total = torch.stack([read.sum() for _, read, _ in readings_of(run)]).sum()
         must(total.requires_grad, "a result that depends on the weights", "one that is cut off from them")
         gradients = torch.autograd.grad(total, list(trained.values()), allow_unused=True)
         cut = [name for name, gradient in zip(trained, gradients, strict=True) if gradient is None]
@@ -149,135 +154,6 @@ def differentiable(subject: Subject) -> None:
         must(what == "zero" or not flat, "gradients that are not all zero", f"zero for {listed(flat)}")
     if subject.kind == REGULARIZER:
         _check_gradient(subject)
-
-
-# Asking
-
-
-def _masks(run: Run) -> Mapping[str, Tensor]:
-    """The masks that the component would choose now."""
-    component, policy = run.component, run.policy
-    if not hasattr(component, "compute_masks") or not getattr(component, "thresholds", True):
-        raise NotApplicable("it makes no masks")
-    with torch.no_grad():
-        masks: Mapping[str, Tensor] = component.compute_masks(policy.parameters, _context(run))
-    return masks
-
-
-def _penalty(run: Run) -> Tensor:
-    penalty: Tensor = run.component.penalty(run.policy.parameters, _context(run))
-    return penalty
-
-
-def _readings(run: Run) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """What the forward pass would use for each weight, and the weight."""
-    for name, weight in run.policy.parameters.items():
-        yield name, run.component.quantize(name, weight, _context(run)), weight
-
-
-def _context(run: Run) -> Any:
-    return run.policy.context(run.model, run.scheduler.masks, run.scheduler.progress)
-
-
-def ask(run: Run) -> None:
-    """What the component is asked in a step."""
-    if run.subject.kind == QUANTIZER:
-        list(_readings(run))
-    elif run.subject.kind == REGULARIZER:
-        _penalty(run)
-        if hasattr(run.component, "compute_masks"):
-            run.component.compute_masks(run.policy.parameters, _context(run))
-    else:
-        _masks(run)
-
-
-def _decisions(run: Run) -> dict[str, Any]:
-    """All that the component decides over the window while nothing is trained."""
-    reseed()
-    _begin_all(run)
-    decided: dict[str, Any] = {"masks": {name: mask.clone() for name, mask in run.scheduler.masks.items()}}
-    if run.subject.kind == REGULARIZER:
-        total = run.scheduler.total_loss(torch.zeros(()))
-        decided["penalty"] = total.detach()
-        if total.requires_grad:
-            total.backward()  # type: ignore[no-untyped-call]
-    if run.subject.kind == QUANTIZER:
-        decided["values"] = {name: read.detach().clone() for name, read, _ in _readings(run)}
-    return decided
-
-
-def _begin_all(run: Run) -> None:
-    for epoch in WINDOW.active:
-        run.scheduler.on_epoch_begin(epoch)
-
-
-def _touched(run: Run) -> dict[str, Any]:
-    model = run.model
-    return {
-        "weights": {name: p.detach().clone() for name, p in model.named_parameters()},
-        "gradients": {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None},
-        "buffers": {name: buffer.clone() for name, buffer in model.named_buffers()},
-    }
-
-
-# Sparsity
-
-
-def _asked(run: Run) -> dict[str, float]:
-    """Parameter -> the sparsity that the arguments ask for at the end.
-
-    Raises:
-        NotApplicable: no argument says so, or several do.
-    """
-    arguments = {
-        argument.name: run.subject.arguments.get(argument.name, argument.default)
-        for argument in arguments_of(run.subject.cls, "pruner")
-        if argument.annotation in (Sparsity, dict[str, Sparsity]) and not argument.name.startswith("initial")
-    }
-    if len(arguments) != 1:
-        several = f"several arguments say what it asks for: {listed(arguments)}"
-        raise NotApplicable(several if arguments else "no argument of type Sparsity says what it asks for")
-    (value,) = arguments.values()
-    targets = run.policy.targets
-    return {name: float(targets[name] if isinstance(value, Mapping) else value) for name in run.policy.parameters}
-
-
-def _must_be_exact(run: Run, asked: Mapping[str, float], where: str) -> None:
-    """Whether floor(s · n) units of each parameter are pruned, or of all of them together."""
-    wrong = list(_off_target(run.scheduler.masks, run.policy.parameters, asked))
-    if wrong and not _exact_together(run, asked):
-        raise Broken(where + listed(expected for expected, _ in wrong), listed(got for _, got in wrong))
-
-
-def _off_target(
-    masks: Mapping[str, Tensor], parameters: Mapping[str, Parameter], targets: Mapping[str, float]
-) -> Iterator[tuple[str, str]]:
-    """Expected and got, for each parameter of which another number of units is pruned."""
-    for name, weight in parameters.items():
-        mask = masks[name] if name in masks else torch.ones_like(weight, dtype=torch.bool)
-        n, pruned, asked = weight.numel(), int((~mask).sum()), targets[name]
-        if not any(gone == math.floor(asked * units) for units, gone in _units(mask)):
-            yield f"{name} {math.floor(asked * n)} of {n} pruned ({asked:g} asked)", f"{name} {pruned} of {n}"
-
-
-def _units(mask: Tensor) -> Iterator[tuple[int, int]]:
-    """For each structure that a mask may have: how many units there are, and how many of them are pruned whole.
-
-    A structure is a set of dimensions along which the mask does not change.
-    """
-    dims = range(mask.dim())
-    for inside in chain.from_iterable(combinations(dims, size) for size in range(mask.dim())):
-        kept = mask.amax(inside, keepdim=True) if inside and mask.numel() else mask
-        if torch.equal(kept.expand_as(mask), mask):
-            yield kept.numel(), int((~kept).sum())
-
-
-def _exact_together(run: Run, asked: Mapping[str, float]) -> bool:
-    """Whether one budget over all parameters is kept exactly."""
-    parameters, masks = run.policy.parameters, run.scheduler.masks
-    pruned = sum(int((~masks[name]).sum()) for name in parameters if name in masks)
-    budgets = {math.floor(sparsity * sum(p.numel() for p in parameters.values())) for sparsity in asked.values()}
-    return budgets == {pruned}
 
 
 def _counts(masks: Mapping[str, Tensor]) -> str:
@@ -342,7 +218,7 @@ def _check_gradient(subject: Subject) -> None:
     def penalty(*changed: Tensor) -> Tensor:
         replaced = {id(old): new for old, new in zip(small, changed, strict=True)}
         seen = {name: replaced.get(id(p), p.detach()) for name, p in run.policy.parameters.items()}
-        result: Tensor = run.component.penalty(seen, _context(run))
+        result: Tensor = run.component.penalty(seen, context_of(run))
         return result
 
     try:

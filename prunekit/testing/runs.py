@@ -88,8 +88,9 @@ class Run:
         self.subject = subject
         self.model = wrap(model or TinyNet(seed))
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=rate, momentum=0.9)
-        self._folder = tempfile.TemporaryDirectory(prefix="prunekit-")  # for a listener that writes
-        trace = Trace(self._folder.name if subject.kind == LISTENER else None, "error", logger=None)
+        # A listener may write into the run's folder.
+        self._folder = tempfile.TemporaryDirectory(prefix="prunekit-") if subject.kind == LISTENER else None
+        trace = Trace(self._folder.name if self._folder else None, "error", logger=None)
         seed_everything(seed)
         schedule, listeners = schedule_with(subject), []
         if absent:

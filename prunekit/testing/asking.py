@@ -1,0 +1,89 @@
+"""Asking a component outside a training: for masks, a penalty or quantized values, and all it decides in a window."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from prunekit.components import Context
+from prunekit.testing.laws import QUANTIZER, REGULARIZER, NotApplicable
+from prunekit.testing.runs import WINDOW, Run, reseed
+
+
+def masks_of(run: Run) -> Mapping[str, Tensor]:
+    """The masks that the component would choose now.
+
+    Raises:
+        NotApplicable: it is none that makes masks.
+    """
+    component, policy = run.component, run.policy
+    if not hasattr(component, "compute_masks") or not getattr(component, "thresholds", True):
+        raise NotApplicable("it makes no masks")
+    with torch.no_grad():
+        masks: Mapping[str, Tensor] = component.compute_masks(policy.parameters, context_of(run))
+    return masks
+
+
+def penalty_of(run: Run) -> Tensor:
+    """What a regularizer would add to the loss now."""
+    penalty: Tensor = run.component.penalty(run.policy.parameters, context_of(run))
+    return penalty
+
+
+def readings_of(run: Run) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """What the forward pass would use for each weight, and the weight."""
+    for name, weight in run.policy.parameters.items():
+        yield name, run.component.quantize(name, weight, context_of(run)), weight
+
+
+def context_of(run: Run) -> Context:
+    """What the component may know now."""
+    context: Context = run.policy.context(run.model, run.scheduler.masks, run.scheduler.progress)
+    return context
+
+
+def ask(run: Run) -> None:
+    """What the component is asked in a step."""
+    if run.subject.kind == QUANTIZER:
+        list(readings_of(run))
+    elif run.subject.kind == REGULARIZER:
+        penalty_of(run)
+        with suppress(NotApplicable):
+            masks_of(run)
+    else:
+        masks_of(run)
+
+
+def decisions(run: Run) -> dict[str, Any]:
+    """All that the component decides over the window while nothing is trained."""
+    reseed()
+    begin_window(run)
+    decided: dict[str, Any] = {"masks": {name: mask.clone() for name, mask in run.scheduler.masks.items()}}
+    if run.subject.kind == REGULARIZER:
+        total = run.scheduler.total_loss(torch.zeros(()))
+        decided["penalty"] = total.detach()
+        if total.requires_grad:
+            total.backward()  # type: ignore[no-untyped-call]
+    if run.subject.kind == QUANTIZER:
+        decided["values"] = {name: read.detach().clone() for name, read, _ in readings_of(run)}
+    return decided
+
+
+def begin_window(run: Run) -> None:
+    """Begin every active epoch, and train in none."""
+    for epoch in WINDOW.active:
+        run.scheduler.on_epoch_begin(epoch)
+
+
+def touched(run: Run) -> dict[str, Any]:
+    """A copy of all in the model that a component could lay hands on."""
+    model = run.model
+    return {
+        "weights": {name: p.detach().clone() for name, p in model.named_parameters()},
+        "gradients": {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None},
+        "buffers": {name: buffer.clone() for name, buffer in model.named_buffers()},
+    }
