@@ -7,10 +7,12 @@ from torch.optim import SGD, Adam
 from examples.digits import loaders
 from examples.models.alexnet import AlexNet
 from examples.models.lenet import LeNet5
-from examples.models.resnet_bottleneck import BottleneckResNet
-from examples.models.resnet_cifar import ResNet20
+from examples.models.resnet_cifar import ResNetCifar
+from examples.models.resnet_imagenet import ResNetImagenet
 from examples.models.wrapped import Wrapped
 from prunekit import Application
+
+FEW_BLOCKS = (1, 1, 3, 1)
 
 
 def lenet5(seed: int = 0) -> Application:
@@ -24,7 +26,7 @@ def lenet5(seed: int = 0) -> Application:
 def resnet20(seed: int = 0) -> Application:
     """ResNet-20, 272,186 parameters: `conv1`, `layer1.0.conv1` to `layer3.2.conv2`, `fc`."""
     torch.manual_seed(seed)
-    model = ResNet20()
+    model = ResNetCifar()
     optimizer = SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
     return Application(model, optimizer, *loaders(seed), loss=cross_entropy)
 
@@ -48,7 +50,7 @@ def alexnet_wrapped(seed: int = 0) -> Application:
 def bottleneck_resnet(seed: int = 0) -> Application:
     """A small ResNet of bottleneck blocks: `conv1`, `layer1.0.conv1` to `layer4.0.conv3`, `fc`."""
     torch.manual_seed(seed)
-    model = BottleneckResNet()
+    model = ResNetImagenet(FEW_BLOCKS)
     optimizer = SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
     return Application(model, optimizer, *loaders(seed), loss=cross_entropy)
 
@@ -56,6 +58,6 @@ def bottleneck_resnet(seed: int = 0) -> Application:
 def bottleneck_resnet_wrapped(seed: int = 0) -> Application:
     """The same network, named as DataParallel named it: `module.layer3.1.conv1` and so on."""
     torch.manual_seed(seed)
-    model = Wrapped(BottleneckResNet())
+    model = Wrapped(ResNetImagenet(FEW_BLOCKS))
     optimizer = SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4)
     return Application(model, optimizer, *loaders(seed), loss=cross_entropy)

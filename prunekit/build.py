@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch.nn import Module
 from torch.optim import Optimizer
 
+from prunekit.activations import Catalog, catalog, readable
 from prunekit.arguments import check_arguments, signature_of
-from prunekit.components import Context, Kind, Origin
+from prunekit.components import Context, Kind, ModuleBits, Origin, QuantizesModules
 from prunekit.errors import ArgumentError, PluginError, Problem
 from prunekit.graph import following_batchnorms
 from prunekit.learning_rate import LearningRateSchedule
@@ -30,7 +32,6 @@ from prunekit.policies import (
     drops_weights,
 )
 from prunekit.progress import Progress, Window
-from prunekit.quantization import readable
 from prunekit.registry import Found, Registry
 from prunekit.schedule import ComponentSpec, PolicySpec, Schedule
 from prunekit.selectors import select
@@ -38,19 +39,24 @@ from prunekit.source import Path_, plain
 
 _ARGS: dict[str, type] = {"pruner": PrunerArgs, "regularizer": RegularizerArgs}
 _OWNERS = ("pruner", "regularizer", "quantizer")
+_PART_OF = {"weight": "weights", "bias": "bias"}
+"""A module's parameter -> what of the module it is to quantizers."""
 
 
 @dataclass
 class Built:
-    """What came of a schedule. Usable if `problems` is empty.
+    """What came of a schedule. Usable if `problems` is empty; `warnings` are what has no effect.
 
-    `components` are the stateful objects by their path, `found` the classes by kind and name.
+    `components` are the stateful objects by their path, `found` the classes by kind and name, `catalog` what can be
+    quantized, where somebody asked.
     """
 
     policies: list[Policy] = field(default_factory=list)
     components: dict[str, Any] = field(default_factory=dict)
     found: dict[tuple[Kind, str], Found] = field(default_factory=dict)
+    catalog: Catalog | None = None
     problems: list[Problem] = field(default_factory=list)
+    warnings: list[Problem] = field(default_factory=list)
 
 
 def build(
@@ -160,6 +166,8 @@ class _Builder:
         made = self.built.components.get(key)
         if made is not None and args is not None and usable:
             self.add(policy, spec, made, args, where)
+        elif policy.kind == "quantizer" and isinstance(made, QuantizesModules):
+            self.bits(made, spec, where)
         elif policy.kind in _OWNERS:
             self.owned(made or self.probes.get(key), spec, policy.window, where, probed=made is None)
 
@@ -193,17 +201,20 @@ class _Builder:
             "origin": origin,
             "window": policy.window,
         }
-        if policy.kind == "quantizer":
+        if policy.kind == "quantizer" and isinstance(component, QuantizesModules):
+            self.built.policies.append(QuantizationPolicy(**common, **self.bits(component, spec, path)))
+        elif policy.kind == "quantizer":
             owned = self.owned(component, spec, policy.window, path)
             self.must_be_readable(owned, path)
             self.built.policies.append(QuantizationPolicy(**common, **owned))
         elif policy.kind in ("pruner", "regularizer"):
             owned = self.owned(component, spec, policy.window, path)
             if args == RegularizerArgs(keep_mask=True) and not drops_weights(component):
-                self.say(
-                    ("policies", index, policy.kind, "args"), "keep_mask needs threshold_criteria: no mask is made"
-                )
+                where = ("policies", index, policy.kind, "args", "keep_mask")
+                message = f"has no effect: {spec.class_name} drops no weights, so that no mask is made"
+                self.built.warnings.append(self.schedule.source.problem(where, message, key=True))
             if policy.kind == "pruner":
+                self.must_prune(policy, args)
                 batchnorms = self.batchnorms(index, owned) if args.fold_batchnorm else {}
                 self.built.policies.append(PruningPolicy(**common, **owned, args=args, batchnorms=batchnorms))
             else:
@@ -239,6 +250,68 @@ class _Builder:
                 self.say((*spec.path, "class"), f"{spec.class_name} failed while it was being checked: {_text(error)}")
             return {}
         return {"parameters": owned, "targets": values, "selectors": selection.chosen}
+
+    def bits(self, component: QuantizesModules, spec: ComponentSpec, path: Path_) -> dict[str, Any]:
+        """What a quantizer that speaks of modules quantizes, with how many bits, and which line says so."""
+        if self.model is None or self.parameters is None:
+            return {}
+        found = self.built.catalog = self.catalog
+        try:
+            wrong = list(component.check_bits(found.quantizable))
+            plan = component.bits(found.quantizable)
+        except Exception as error:
+            self.say((*spec.path, "class"), f"{spec.class_name} failed while it was being checked: {_text(error)}")
+            return {}
+        self.refuses(wrong, path, set())
+        if not plan and not wrong:
+            what = f"{spec.class_name} quantizes nothing: it is given no bits for what there is"
+            self.say((*spec.path, "class"), what)
+        weights = self.bits_of_parameters(plan, path)
+        activations = {found.bare[name]: module.activations for name, module in plan.items() if module.activations}
+        return {
+            "parameters": {name: self.parameters.by_name[name] for name in weights},
+            "targets": weights,
+            "selectors": {name: name for name in weights},
+            "activations": activations,
+            "bits": {name: {**_numbers(module), "by": self.line(path, module)} for name, module in plan.items()},
+            "untraced": found.untraced,
+        }
+
+    def bits_of_parameters(self, plan: Mapping[str, ModuleBits], path: Path_) -> dict[str, int]:
+        """Parameter -> its bits; one that several modules share has those of all of them."""
+        assert self.parameters is not None
+        bits: dict[str, int | None] = {}
+        firsts: dict[str, str] = {}
+        for name, parameter in ({name: name for name in self.parameters.by_name} | self.parameters.aliases).items():
+            owner, _, part = name.rpartition(".")
+            if not getattr(self.catalog.quantizable.get(owner), _PART_OF.get(part, part), False):
+                continue
+            module = plan.get(owner, ModuleBits())
+            number, first = getattr(module, _PART_OF[part]), firsts.setdefault(parameter, name)
+            if bits.setdefault(parameter, number) != number:
+                these, those = (f"{b} bits" if b else "no bits" for b in (number, bits[parameter]))
+                message = f"{name!r} gets {these}, and {first!r}, which is the same parameter, gets {those}"
+                self.say((*path, *module.given_by), message, key=bool(module.given_by))
+        return {parameter: number for parameter, number in bits.items() if number}
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        """All in the model that can be quantized."""
+        assert self.model is not None
+        return catalog(self.model)
+
+    def line(self, path: Path_, module: ModuleBits) -> str:
+        """Which line of the schedule gives a module its bits."""
+        where = self.schedule.source.problem((*path, *module.given_by), "", key=True).position
+        return f"{where}, {module.given_by[-1]}" if module.given_by else str(where)
+
+    def must_prune(self, policy: PolicySpec, args: PrunerArgs) -> None:
+        """Say where a policy's arguments leave it nothing to do."""
+        alone = policy.window.first == policy.window.last > 0
+        if args.skip_first_minibatch and alone and not args.mini_batch_pruning_frequency:
+            path = ("policies", policy.place, "pruner", "args", "skip_first_minibatch")
+            epoch = policy.window.first
+            self.say(path, f"leaves nothing to do: epoch {epoch} is the only active one, and its beginning is skipped")
 
     def must_be_readable(self, owned: Mapping[str, Any], path: Path_) -> None:
         """Say which parameters a quantizer can't reach."""
@@ -277,6 +350,10 @@ class _Builder:
         problem = self.schedule.source.problem(path, message, key=key)
         if problem not in self.built.problems:
             self.built.problems.append(problem)
+
+
+def _numbers(module: ModuleBits) -> dict[str, int | None]:
+    return {"weights": module.weights, "activations": module.activations, "bias": module.bias}
 
 
 def _place(data: Any, word: str) -> tuple[str | int, ...]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,7 +49,7 @@ class EventBus:
     Args:
         trace: where a line goes for each implementation that runs, and for each that fails.
         now: the moment of training, for those lines.
-        listeners: on the bus for good; they run after the participants.
+        listeners: on the bus for good, classes as instances of this bus alone; they run after the participants.
     """
 
     trace: Trace
@@ -62,7 +63,7 @@ class EventBus:
     def __post_init__(self) -> None:
         for listener in reversed(self.listeners):
             origin = Origin("", listener.name, listener.distribution, listener.version)
-            self._manager.register(self._namespace(Participant.of(listener.implementation, origin)))
+            self._manager.register(self._namespace(Participant.of(listener.instance(), origin)))
         self._find_callers()
 
     def set_live(self, participants: Iterable[Participant]) -> None:
@@ -77,6 +78,16 @@ class EventBus:
             self._manager.register(self._namespace(participant))
         self._live = live
         self._find_callers()
+
+    @contextmanager
+    def listeners_only(self) -> Iterator[None]:
+        """Whoever is live does not hear what is fired within."""
+        live = self._live
+        self.set_live(())
+        try:
+            yield
+        finally:
+            self.set_live(live)
 
     def hears(self, hook: str) -> bool:
         """Whether anybody implements the hook at this moment: nobody, and firing it costs nothing."""

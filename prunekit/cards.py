@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
 from prunekit.arguments import Argument, arguments_of, type_name
+from prunekit.docstrings import documented_arguments as documented_arguments, summary
 from prunekit.errors import PluginError, did_you_mean
 from prunekit.offers import GROUPS
 from prunekit.plugins import Listener, Plugins, hook_names, must_be
@@ -84,14 +84,14 @@ def _of_component(found: Found, kind: Any, name: str) -> Card:
         for argument in arguments_of(found.cls, kind)
     )
     hooks = tuple(hook_names(found.cls, found.distribution))
-    about = (found.distribution, found.version, _summary(found.cls), _location(found.cls))
+    about = (found.distribution, found.version, summary(found.cls), _location(found.cls))
     return Card(kind, name, *about, parameters, hooks, readme(found.distribution))
 
 
 def _of_listener(listener: Listener) -> Card:
     what = listener.implementation
-    owner = what if inspect.ismodule(what) else type(what)
-    about = (listener.distribution, listener.version, _summary(owner), _location(owner))
+    owner = what if inspect.ismodule(what) or isinstance(what, type) else type(what)
+    about = (listener.distribution, listener.version, summary(owner), _location(owner))
     hooks = tuple(hook_names(what, listener.distribution))
     return Card("listener", listener.name, *about, (), hooks, readme(listener.distribution))
 
@@ -104,28 +104,8 @@ def readme(distribution: str) -> str:
         return ""
 
 
-def documented_arguments(cls: type) -> Mapping[str, str]:
-    """What the docstrings of a class, its constructor and its bases say of each argument, under `Args:`."""
-    found: dict[str, str] = {}
-    for text in [inspect.getdoc(part) for owner in cls.__mro__[:-1] for part in (owner, vars(owner).get("__init__"))]:
-        section = _SECTION.search(text or "")
-        body = inspect.cleandoc("\n" + section[1]) if section else ""
-        for entry in re.split(r"\n(?=\S)", body):
-            names, colon, meaning = entry.partition(":")
-            for name in re.findall(r"\w+", names.partition("(")[0]) if colon else ():
-                found.setdefault(name, " ".join(meaning.split()))
-    return found
-
-
-_SECTION = re.compile(r"^(?:Args|Arguments|Parameters):\n(.*?)(?=\n\S|\Z)", re.DOTALL | re.MULTILINE)
-
-
 def _default(argument: Argument) -> str:
     return "required" if argument.required else repr(argument.default)
-
-
-def _summary(owner: Any) -> str:
-    return (inspect.getdoc(owner) or "").partition("\n\n")[0].replace("\n", " ")
 
 
 def _location(owner: Any) -> str:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import Module, Parameter
+from torch.utils.hooks import RemovableHandle
 
+from prunekit.errors import ArgumentError
 from prunekit.progress import Progress, Window
 
 Kind = Literal["pruner", "regularizer", "quantizer", "lr_scheduler", "extension"]
@@ -43,6 +47,7 @@ class Context:
         window: the policy's window of epochs.
         targets: parameter name -> the setting of the selector that chose it (None without settings).
         selectors: parameter name -> that selector, as the schedule spells it.
+        activations: of a quantizer: the name of an activation -> its bits.
         warn: `warn("constant message", key=value)` leaves a line in the trace, with epoch, policy and plugin.
     """
 
@@ -53,6 +58,7 @@ class Context:
     targets: Mapping[str, Any]
     selectors: Mapping[str, str]
     warn: Callable[..., None] = lambda message, **values: None
+    activations: Mapping[str, int] = field(default_factory=dict)
 
 
 @runtime_checkable
@@ -60,7 +66,8 @@ class Pruner(Protocol):
     """Decides which weights stay. Its constructor's arguments are the YAML keys of its section.
 
     A pruner may also have `check(parameters, context)`, which yields an `ArgumentError` for each parameter that it
-    can't work on, and `state_dict()/load_state_dict()`.
+    can't work on, `state_dict()/load_state_dict()`, and what `Observing`, `Listening`, `Scaling` and `Reconstructing`
+    describe.
     """
 
     @property
@@ -69,6 +76,48 @@ class Pruner(Protocol):
 
     def compute_masks(self, parameters: Mapping[str, Parameter], context: Context) -> Mapping[str, Tensor]:
         """Boolean masks (True keeps), each shaped like its parameter; a name left out keeps the mask it has."""
+
+
+@runtime_checkable
+class Observing(Protocol):
+    """A pruner that looks at gradients."""
+
+    def observe(self, parameters: Mapping[str, Parameter], context: Context) -> Mapping[str, Tensor] | None:
+        """Gradients are known (`parameter.grad`) and the optimizer is about to step: collect what the ranking needs.
+
+        Masks that are returned are set at once, before the step. Called from the epoch before the first active one to
+        the last active one.
+        """
+
+
+@runtime_checkable
+class Listening(Protocol):
+    """A pruner that looks at what flows through the model."""
+
+    def listen(self, parameters: Mapping[str, Parameter], context: Context) -> Iterable[RemovableHandle]:
+        """Hooks on modules of `context.model`, from the epoch before the first active one to the last active one.
+
+        Where the first active epoch is 0, from when the scheduler is made: batches that are run through the model
+        before training count. prunekit removes the hooks.
+        """
+
+
+@runtime_checkable
+class Scaling(Protocol):
+    """A pruner under which the forward pass sees what is kept larger than it is."""
+
+    def forward_scales(self, masks: Mapping[str, Tensor]) -> Mapping[str, float]:
+        """Parameter -> what its kept weights are multiplied by in the forward pass alone."""
+
+
+@runtime_checkable
+class Reconstructing(Protocol):
+    """A pruner that makes up for what it takes away."""
+
+    def reconstruct(
+        self, parameters: Mapping[str, Parameter], masks: Mapping[str, Tensor], context: Context
+    ) -> Mapping[str, Tensor]:
+        """New values for weights, set together with the masks that it has just chosen."""
 
 
 @runtime_checkable
@@ -104,6 +153,96 @@ class Quantizer(Protocol):
         Asked whenever the module that owns the parameter reads it. Rounding needs a straight-through estimator (Bengio
         et al. 2013, arXiv 1308.3432): `weight + (rounded - weight).detach()`.
         """
+
+
+@dataclass(frozen=True)
+class Quantizable:
+    """What of a module can be quantized; its class, or the function, is its `kind`."""
+
+    kind: str
+    weights: bool = False
+    activations: bool = False
+    bias: bool = False
+
+
+@dataclass(frozen=True)
+class ModuleBits:
+    """The bits of one module's parts, None of what is left alone; `given_by` is the key that says so, or no key."""
+
+    weights: int | None = None
+    activations: int | None = None
+    bias: int | None = None
+    given_by: tuple[str, ...] = ()
+
+
+@runtime_checkable
+class QuantizesModules(Protocol):
+    """A quantizer that speaks of modules instead of parameters, and of what activations give."""
+
+    def bits(self, modules: Mapping[str, Quantizable]) -> Mapping[str, ModuleBits]:
+        """The bits of every module that gets some; the parameters follow from them, in place of `targets`."""
+
+    def check_bits(self, modules: Mapping[str, Quantizable]) -> Iterable[ArgumentError]:
+        """What of its arguments fits no module."""
+
+    def quantize(self, name: str, weight: Tensor, context: Context) -> Tensor:
+        """As of any quantizer; `context.targets[name]` is the number of bits."""
+
+    def quantize_activation(self, name: str, output: Tensor, context: Context) -> Tensor:
+        """What goes on in place of an activation's output: the same shape, differentiable in it.
+
+        `context.activations[name]` is the number of bits.
+        """
+
+    def parameter_group(self, activations: Sequence[str], device: torch.device) -> Mapping[str, Any]:
+        """A group for the optimizer (`params`, and what else it takes), of parameters such as clipping values.
+
+        Empty where there are none. Added when the optimizer is known, so that a checkpoint of it has always the group.
+        """
+
+
+@dataclass(frozen=True)
+class Integers:
+    """Weights as whole numbers: `(values - zero_point) * scale` is what the forward pass uses in their place.
+
+    Attributes:
+        values: whole numbers, in any type, in the weight's shape.
+        scale: the distance of two values, in a shape that broadcasts: `[]`, or for one scale a channel `[n, 1, …]`.
+        zero_point: the number that stands for 0, shaped like `scale`.
+    """
+
+    values: Tensor
+    scale: Tensor
+    zero_point: Tensor
+
+
+@dataclass(frozen=True)
+class Levels:
+    """What an activation can give: `(n - zero_point) * scale`, the nearest of whole `n` from `least` to `most`."""
+
+    scale: float
+    zero_point: int
+    least: int
+    most: int
+
+
+@runtime_checkable
+class Integral(Protocol):
+    """A quantizer whose values are evenly spaced, so that they can be stored and computed with as whole numbers."""
+
+    def integers(self, name: str, weight: Tensor, context: Context) -> Integers | None:
+        """The whole numbers behind `quantize(name, weight, context)`; None where there are none."""
+
+    def levels(self, name: str, context: Context) -> Levels | None:
+        """What `quantize_activation(name, …, context)` gives; None where that is not known, or not the same for all."""
+
+
+@runtime_checkable
+class Calibrated(Protocol):
+    """A quantizer that must see activations of the float model before it can quantize them."""
+
+    def calibration(self) -> AbstractContextManager[None]:
+        """While it is open, weights and activations are as they are, and what each activation gives is remembered."""
 
 
 @runtime_checkable
@@ -143,13 +282,22 @@ class SetMasks:
     """New masks for some parameters, in place of the ones their pruner set before.
 
     `forward_only`: masked in the forward pass, not after the optimizer's step. `double_copies`: the optimizer updates
-    the unmasked weights. `left_out`: parameters that were asked about and keep the mask they have.
+    the unmasked weights. `left_out`: parameters that were asked about and keep the mask they have. `scales`: what the
+    forward pass alone multiplies kept weights by.
     """
 
     masks: Mapping[str, Tensor]
     forward_only: bool = False
     double_copies: bool = False
     left_out: Sequence[str] = ()
+    scales: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SetWeights:
+    """New values for some parameters; what is masked stays zero."""
+
+    values: Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -183,12 +331,12 @@ class SetLearningRates:
 
 @dataclass(frozen=True)
 class ModulesQuantized:
-    """A quantizer has prepared these modules: name -> bits of weights and activations."""
+    """A quantizer works on these modules from now on: name -> `weights`, `activations`, `bias` in bits, and `by`."""
 
-    bits: Mapping[str, Mapping[str, int | None]]
+    bits: Mapping[str, Mapping[str, int | str | None]]
 
 
-Effect = SetMasks | KeepMasks | DropMasks | ZeroWeights | SetLearningRates | ModulesQuantized
+Effect = SetMasks | SetWeights | KeepMasks | DropMasks | ZeroWeights | SetLearningRates | ModulesQuantized
 """What a hook implementation may return; prunekit carries it out once all implementations of the event are done."""
 
 

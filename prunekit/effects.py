@@ -20,6 +20,7 @@ from prunekit.components import (
     Origin,
     SetLearningRates,
     SetMasks,
+    SetWeights,
     ZeroWeights,
 )
 from prunekit.errors import PluginError
@@ -63,10 +64,13 @@ class Ledger:
         for origin, effect in wanted:
             with self._blaming(hook, origin):
                 self._must_fit(effect, f"{hook} of {origin}", optimizer)
-        wanted = [
-            (origin, effect)
+        vetoed = {
+            origin
             for origin, effect in wanted
-            if not isinstance(effect, SetMasks) or not self._vetoed(effect, _Cause(origin, hook, progress, optimizer))
+            if isinstance(effect, SetMasks) and self._vetoed(effect, _Cause(origin, hook, progress, optimizer))
+        }
+        wanted = [
+            (o, effect) for o, effect in wanted if o not in vetoed or not isinstance(effect, SetMasks | SetWeights)
         ]
         undo = self._snapshot([effect for _, effect in wanted], optimizer)
         try:
@@ -80,13 +84,25 @@ class Ledger:
     def set_masks(self, effect: SetMasks, cause: _Cause) -> None:
         """A pruner has chosen."""
 
-        def change(name: str) -> None:
-            flags = {"forward_only": effect.forward_only, "double_copies": effect.double_copies}
-            self.masks.set(name, effect.masks[name], **flags)
+        def change(name: str) -> tuple[float, float]:
+            return self.masks.set(
+                name,
+                effect.masks[name],
+                forward_only=effect.forward_only,
+                double_copies=effect.double_copies,
+                scale=effect.scales.get(name, 1.0),
+            )
 
         self._change("masks changed", effect.masks, change, cause)
         if effect.left_out:
             self.trace.info("nothing pruned", **cause.keys, parameters=list(effect.left_out))
+
+    def set_weights(self, effect: SetWeights, cause: _Cause) -> None:
+        """A pruner makes up for what it took away."""
+        for name, values in effect.values.items():
+            self.masks.set_weights(name, values)
+        if effect.values:
+            self.trace.info("weights set", **cause.keys, parameters=list(effect.values))
 
     def keep_masks(self, effect: KeepMasks, cause: _Cause) -> None:
         """Masks become permanent."""
@@ -124,7 +140,7 @@ class Ledger:
             self.bus.fire("on_learning_rate_changed", before=before, after=after, progress=cause.progress)
 
     def modules_quantized(self, effect: ModulesQuantized, cause: _Cause) -> None:
-        """A quantizer has prepared modules."""
+        """A quantizer works on modules from now on."""
         self.trace.info("modules quantized", **cause.keys, bits=effect.bits)
         self.bus.fire("on_modules_quantized", bits=effect.bits, progress=cause.progress)
 
@@ -184,6 +200,8 @@ class Ledger:
         try:
             if isinstance(effect, SetMasks | ZeroWeights):
                 self.masks.must_fit(effect.masks)
+            if isinstance(effect, SetWeights):
+                self.masks.must_be_values(effect.values)
             if isinstance(effect, SetLearningRates):
                 must_fit_groups(effect.groups, optimizer)
         except PluginError as error:
@@ -208,28 +226,29 @@ class Ledger:
         return True
 
     def _snapshot(self, effects: list[Any], optimizer: Optimizer | None) -> Callable[[], None]:
-        """How to put everything back if a listener fails over what it hears; without listeners nothing is copied."""
-        if not any(self.bus.hears(hook) for hook in _HEARD):
+        """How to put everything back if a listener fails over what it hears; what none hears of is not copied."""
+        heard = [index for index, effect in enumerate(effects, 1) if self.bus.hears(_heard_in(effect))]
+        if not heard:
             return lambda: None
-        touched = {name for effect in effects for name in getattr(effect, "masks", getattr(effect, "names", ()))}
+        done = effects[: heard[-1]]  # nothing after it has begun when a listener fails
+        touched = {name for effect in done for name in _touched_by(effect)}
         restore_masks = self.masks.snapshot(touched)
         groups = [] if optimizer is None else current_groups(optimizer)
         changes = {name: list(entries) for name, entries in self.changes.items()}
+        zeroed = {origin: dict(before) for origin, before in self._zeroed.items()}
 
         def undo() -> None:
             restore_masks()
-            self.changes = changes
+            self.changes, self._zeroed = changes, zeroed
             if optimizer is not None:
                 set_groups(optimizer, groups)
 
         return undo
 
-    def _change(self, event: str, names: Iterable[str], change: Callable[[str], None], cause: _Cause) -> None:
-        changes = []
-        for name in names:
-            before = self.masks.sparsity(name)
-            change(name)
-            changes.append(MaskChange(name, before, self.masks.sparsity(name), cause.origin))
+    def _change(
+        self, event: str, names: Iterable[str], change: Callable[[str], tuple[float, float]], cause: _Cause
+    ) -> None:
+        changes = [MaskChange(name, *change(name), cause.origin) for name in names]
         self._announce(event, changes, cause)
 
     def _announce(self, event: str, changes: list[MaskChange], cause: _Cause) -> None:
@@ -248,10 +267,23 @@ class Ledger:
         history.append((epoch, change))
 
 
-_HEARD = ("on_masks_changed", "on_learning_rate_changed", "on_modules_quantized")
+def _heard_in(effect: Any) -> str:
+    """The hook in which listeners hear of an effect as it is carried out; empty where they do not."""
+    if isinstance(effect, SetMasks | KeepMasks) or (isinstance(effect, ZeroWeights) and effect.keep):
+        return "on_masks_changed"
+    if isinstance(effect, SetLearningRates):
+        return "on_learning_rate_changed"
+    return "on_modules_quantized" if isinstance(effect, ModulesQuantized) else ""
+
+
+def _touched_by(effect: Any) -> Iterable[str]:
+    """The parameters that an effect changes."""
+    return next((getattr(effect, key) for key in ("masks", "values", "names") if hasattr(effect, key)), ())
+
 
 _EFFECTS: dict[type, Callable[..., None]] = {
     SetMasks: Ledger.set_masks,
+    SetWeights: Ledger.set_weights,
     KeepMasks: Ledger.keep_masks,
     DropMasks: Ledger.drop_masks,
     ZeroWeights: Ledger.zero_weights,

@@ -150,8 +150,8 @@ def on_learning_rate_changed(before: Sequence[float], after: Sequence[float], pr
 
 
 @hookspec
-def on_modules_quantized(bits: Mapping[str, Mapping[str, int | None]], progress: Progress) -> None:
-    """A quantizer has prepared modules: module name -> bits."""
+def on_modules_quantized(bits: Mapping[str, Mapping[str, int | str | None]], progress: Progress) -> None:
+    """A quantizer works on modules from now on: name -> `weights`, `activations` and `bias` in bits, and `by` what."""
 
 
 @hookspec

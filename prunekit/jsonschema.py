@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from inspect import cleandoc
 from typing import Any
 from urllib.parse import quote
 
 from prunekit.arguments import json_schema
 from prunekit.components import SECTIONS, Kind
+from prunekit.docstrings import documented_arguments, summary
 from prunekit.errors import PluginError
 from prunekit.policies import PrunerArgs, RegularizerArgs
 from prunekit.registry import Found, Registry
@@ -93,8 +93,11 @@ def _arguments(cls: type, kind: Kind, title: str, definitions: Schema) -> Schema
     schema = json_schema(cls, kind)
     for name, definition in schema["$defs"].items():
         definitions[f"{title}.{name}"] = _renamed(definition, title)
+    for name, meaning in documented_arguments(cls).items():
+        if name in schema["properties"]:
+            schema["properties"][name]["description"] = meaning
     return {
-        "description": cleandoc(cls.__doc__ or "").partition("\n\n")[0],
+        "description": summary(cls),
         "properties": {"class": True, **_renamed(schema["properties"], title)},
         "required": schema["required"],
         "additionalProperties": False,

@@ -34,6 +34,11 @@ class LearningRateSchedule:
         self.takes_metrics = "metrics" in inspect.signature(cls.step).parameters  # type: ignore[attr-defined]
         self._restart()
 
+    def follow(self, optimizer: Optimizer) -> None:
+        """Take the base values of an optimizer that has got more groups."""
+        self._base = _group_values(optimizer)
+        self._restart()
+
     def at(self, epoch: int) -> list[dict[str, Any]]:
         """The values of each group at an epoch: `lr`, and what else the scheduler cycles (momentum, betas)."""
         if epoch < self._epoch:

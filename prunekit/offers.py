@@ -51,7 +51,13 @@ class Offer:
         wanted = _unmet(self.entry_point.dist)
         if wanted is None:
             return None
-        return f"{self} was made for prunekit{wanted}, and this is prunekit {this_version()}"
+        right = f"install prunekit{wanted} or another version of {self.distribution}"
+        return f"{self} was made for prunekit{wanted}, and this is prunekit {this_version()}; {right}"
+
+    @property
+    def nearest_module(self) -> str:
+        """The end of a message about an entry point to a module that is not there: those that are."""
+        return did_you_mean(self.module, _modules(self.entry_point.dist))
 
     def load(self) -> Any:
         """Import it.
@@ -63,7 +69,7 @@ class Offer:
             return self.entry_point.load()
         except (Exception, SystemExit) as error:
             what = f"{self.kind} {self.name!r} of {self} can't be imported from {self.entry_point.value!r}"
-            raise PluginError(f"{what}: {type(error).__name__}: {error}{_nearest(self.entry_point, error)}") from error
+            raise PluginError(f"{what}: {type(error).__name__}: {error}{_nearest(self, error)}") from error
 
 
 def component_offers() -> list[Offer]:
@@ -149,12 +155,20 @@ def _unmet(distribution: metadata.Distribution | None) -> str | None:
     return None
 
 
-def _nearest(entry_point: metadata.EntryPoint, error: BaseException) -> str:
-    """For an entry point to an attribute that its module does not have: what the module has."""
+def _nearest(offer: Offer, error: BaseException) -> str:
+    """For an entry point to a module, or an attribute of it, that is not there: what is."""
     import sys
 
-    module = sys.modules.get(entry_point.module)
-    if not isinstance(error, AttributeError) or module is None or hasattr(module, entry_point.attr.partition(".")[0]):
+    module, attribute = sys.modules.get(offer.module), offer.entry_point.attr
+    if isinstance(error, ModuleNotFoundError) and f"{offer.module}.".startswith(f"{error.name}."):
+        return offer.nearest_module
+    if not isinstance(error, AttributeError) or module is None or hasattr(module, attribute.partition(".")[0]):
         return ""
-    own = [name for name, value in vars(module).items() if getattr(value, "__module__", None) == entry_point.module]
-    return did_you_mean(entry_point.attr, own)
+    own = [name for name, value in vars(module).items() if getattr(value, "__module__", None) == offer.module]
+    return did_you_mean(attribute, own)
+
+
+def _modules(distribution: metadata.Distribution | None) -> list[str]:
+    """The modules that a distribution has installed; none where it is installed to be edited."""
+    files = (distribution.files if distribution is not None else None) or ()
+    return [".".join(file.with_suffix("").parts).removesuffix(".__init__") for file in files if file.suffix == ".py"]

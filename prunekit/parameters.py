@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch.nn import Module, Parameter
 
 _PARAMETRIZED = re.compile(r"(^|\.)parametrizations\.([^.]+)\.original$")
+_PARAMETRIZATIONS = re.compile(r"(^|\.)parametrizations\.[^.]+$")
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,17 @@ class Parameters:
             else:
                 aliases[name] = first
         return cls(by_name, aliases)
+
+
+def owners(model: Module) -> dict[str, Module]:
+    """Parameter -> the module that holds it, by stable name; of a tied one, the first."""
+    found: dict[str, Module] = {}
+    modules = dict(model.named_modules())
+    for path, module in modules.items():
+        holder = modules[_PARAMETRIZATIONS.sub("", path)]
+        for own in dict(module.named_parameters(recurse=False)):
+            found.setdefault(stable_name(f"{path}.{own}" if path else own), holder)
+    return found
 
 
 def stable_name(name: str) -> str:

@@ -7,7 +7,7 @@ from itertools import combinations
 from math import gcd, lcm
 
 from prunekit.errors import Problem
-from prunekit.policies import LRPolicy, Policy
+from prunekit.policies import LRPolicy, Policy, QuantizationPolicy
 from prunekit.schedule import Schedule
 
 _ALONE = {"pruner": "prunes", "quantizer": "quantizes", "lr_scheduler": "sets the learning rate"}
@@ -46,13 +46,18 @@ def collisions(schedule: Schedule, policies: Sequence[Policy]) -> list[Problem]:
         if first.kind != second.kind or first.kind not in _ALONE:
             continue
         epoch = first_common(_in_force(first), _in_force(second))
-        shared = [name for name in first.parameters if name in second.parameters]
+        shared = [name for name in _decided(first) if name in _decided(second)]
         if epoch is None or (first.kind != "lr_scheduler" and not shared):
             continue
         what = f"{shared[0]!r} in epoch {epoch}" if shared else f"in epoch {epoch}"
         message = f"{first.origin.policy} ({first.name!r}) {_ALONE[first.kind]} {what} too; two policies may not"
         found.append(schedule.source.problem(("policies", second.index, second.kind), message))
     return found
+
+
+def _decided(policy: Policy) -> list[str]:
+    """The names of all that a policy decides about."""
+    return [*policy.parameters, *(policy.activations if isinstance(policy, QuantizationPolicy) else ())]
 
 
 def _in_force(policy: Policy) -> Sequence[int]:

@@ -15,7 +15,7 @@ from prunekit import hookspecs
 from prunekit.components import Kind
 from prunekit.errors import PluginError, Position, Problem, did_you_mean
 from prunekit.lock import Entry, hash_of
-from prunekit.offers import GROUPS, Offer, listener_offers, this_version
+from prunekit.offers import GROUPS, Offer, listener_offers, normal, this_version
 from prunekit.registry import Found, Registry
 from prunekit.trust import Trust
 
@@ -33,7 +33,10 @@ METHODS: dict[Kind, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Listener:
-    """An object on every bus, the distribution it comes from, and the module that this one offered."""
+    """What hears every event, the distribution it comes from, and the module that this one offered.
+
+    `implementation` is a module, an object, or a class, of which each scheduler has an instance of its own.
+    """
 
     name: str
     distribution: str
@@ -45,6 +48,21 @@ class Listener:
     def entry(self) -> Entry:
         """What a lock says of it."""
         return Entry("listener", self.name, self.distribution, self.version, hash_of(self.module))
+
+    def instance(self) -> object:
+        """What goes on a bus: a new instance of a class, a module or object as it is.
+
+        Raises:
+            PluginError: the class can't be made without arguments.
+        """
+        if not isinstance(self.implementation, type):
+            return self.implementation
+        try:
+            return self.implementation()
+        except Exception as error:
+            who = f"listener {self.name!r} of {self.distribution} {self.version}"
+            what = f"{type(error).__name__}: {error}"
+            raise PluginError(f"{who} is a class that can't be made without arguments: {what}") from error
 
 
 @dataclass(frozen=True)
@@ -95,19 +113,21 @@ def load_plugins(trust: Trust | None = None, offers: Iterable[Offer] | None = No
     broken: list[LeftOut] = []
     switched_off: list[LeftOut] = []
     refused: list[str] = []
+    differing: list[Entry] = []
     for offer in listener_offers() if offers is None else offers:
         if reason := _unwanted(offer, trust):
             switched_off.append(LeftOut(offer, reason))
             continue
         if trust.lock and (objection := trust.lock.objection(offer.entry)):
             refused.append(objection)
+            differing.append(offer.entry)
             continue
         try:
             listeners.append(_listener(offer))
         except PluginError as error:
             broken.append(LeftOut(offer, str(error), traceback.format_exc()))
     if trust.lock:
-        refused += trust.lock.missing("listener", [listener.entry for listener in listeners])
+        refused += trust.lock.missing("listener", [*differing, *(listener.entry for listener in listeners)])
         core = trust.lock.objection(core_entry())
         refused += [core] if core else []
     registry = create_registry(listeners, trust, [str(listener.offer) for listener in (*switched_off, *broken)])
@@ -116,7 +136,12 @@ def load_plugins(trust: Trust | None = None, offers: Iterable[Offer] | None = No
 
 def disabled_listeners() -> set[str]:
     """What `PRUNEKIT_DISABLE` names: listeners or their distributions."""
-    return {name.strip() for name in os.environ.get(DISABLE, "").split(",")}
+    return {name.strip() for name in os.environ.get(DISABLE, "").split(",")} - {""}
+
+
+def is_disabled(offer: Offer) -> bool:
+    """Whether `PRUNEKIT_DISABLE` names a listener or its distribution, in any spelling that pip takes for the same."""
+    return not {normal(offer.name), normal(offer.distribution)}.isdisjoint(map(normal, disabled_listeners()))
 
 
 def core_entry() -> Entry:
@@ -136,21 +161,6 @@ def must_be(found: Found, kind: Kind, name: str) -> None:
         hint = f"; it looks like a {alike[0]}: the group for those is {GROUPS[alike[0]]!r}" if alike else ""
         raise PluginError(f"{name!r} of {found.distribution} is no {kind}: it has no {missing[0]}(){hint}")
     hook_names(found.cls, found.distribution)
-
-
-def make_listener(target: Any, who: str) -> object:
-    """What goes on the bus for a listener: an instance of a class, a module or object as it is.
-
-    Raises:
-        PluginError: the class can't be made without arguments.
-    """
-    if not isinstance(target, type):
-        return target
-    try:
-        return target()
-    except Exception as error:
-        what = f"{type(error).__name__}: {error}"
-        raise PluginError(f"{who} is a class that can't be made without arguments: {what}") from error
 
 
 def create_manager() -> pluggy.PluginManager:
@@ -199,25 +209,27 @@ class _Offering:
     """What pluggy registers of a listener to ask it for components: those two hooks, and no property is evaluated."""
 
     def __init__(self, listener: Listener) -> None:
-        for name in hook_names(listener.implementation, listener.distribution):
-            if name in ("find_component", "list_components"):
-                setattr(self, name, getattr(listener.implementation, name))
+        offering = {"find_component", "list_components"} & {*hook_names(listener.implementation, listener.distribution)}
+        asked = listener.instance() if offering else None
+        for name in offering:
+            setattr(self, name, getattr(asked, name))
 
 
 def _unwanted(offer: Offer, trust: Trust) -> str | None:
-    if {offer.name, offer.distribution} & disabled_listeners():
+    if is_disabled(offer):
         return f"by {DISABLE}"
     return None if trust.allows(offer.distribution) else trust.not_allowed(str(offer))
 
 
 def _listener(offer: Offer) -> Listener:
-    """A listener, imported: a module, an object, or a class, of which each scheduler gets an instance of its own."""
+    """A listener, imported; of a class one instance is made, to see that it can be."""
     if offer.incompatibility:
         raise PluginError(offer.incompatibility)
-    who, implementation = f"listener {offer.name!r} of {offer}", offer.load()
-    if not hook_names(implementation, str(offer)):
-        raise PluginError(f"{who} implements no hook; is @prunekit.hookimpl missing?")
-    return Listener(offer.name, offer.distribution, offer.version, make_listener(implementation, who), offer.module)
+    listener = Listener(offer.name, offer.distribution, offer.version, offer.load(), offer.module)
+    if not hook_names(listener.implementation, str(offer)):
+        raise PluginError(f"listener {offer.name!r} of {offer} implements no hook; is @prunekit.hookimpl missing?")
+    listener.instance()
+    return listener
 
 
 def hook_names(implementation: object, who: str) -> list[str]:

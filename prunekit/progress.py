@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -89,6 +90,19 @@ class Window:
     def is_open(self, epoch: int) -> bool:
         """Whether the epoch lies between the first and the last active one, both included."""
         return self.first <= epoch <= self.last
+
+    def scaled(self, factor: float) -> Window:
+        """The window in a run that is `factor` times as long: every number of epochs times that, rounded down.
+
+        A window keeps at least one active epoch, and windows that follow each other still do.
+
+        >>> Window(4, 16, 2).scaled(0.5)
+        Window(starting_epoch=2, ending_epoch=8, frequency=1, epochs=None)
+        """
+        if self.epochs is not None:
+            return Window(epochs=sorted({math.floor(epoch * factor) for epoch in self.epochs}))
+        start, frequency = math.floor(self.starting_epoch * factor), max(math.floor(self.frequency * factor), 1)
+        return Window(start, max(math.floor(self.ending_epoch * factor), start + 1), frequency)
 
     def fraction(self, epoch: int) -> float:
         """How far the window has come: 0 at the first active epoch, 1 at the last (and where there is only one)."""

@@ -108,8 +108,9 @@ class Registry:
         for other in GROUPS:
             if who := self._who(other, name):
                 return f"{name!r} is {_a(other)}, not {_a(kind)}; it belongs under {_section(other)!r} ({who})"
-        strays = [f"{o} offers it in {o.group!r}, which is no group" for o in stray_offers() if o.name == name]
-        guess = did_you_mean(name, self.names(kind)) if not strays else f"; {' and '.join(strays)}"
+        strays = [f"{o} offers it in {o.group!r}" for o in stray_offers() if o.name == name]
+        right = f"which is no group: {_a(kind)} belongs in {GROUPS[kind]!r}"
+        guess = did_you_mean(name, self.names(kind)) if not strays else f"; {' and '.join(strays)}, {right}"
         meant = [known for known in self.names(kind) if guess == f"; did you mean {known!r}?"]
         hint = f" ({self._who(kind, meant[0])})" if meant else ""
         silent = f"; not asked, since left out: {', '.join(self._silent)}" if self._silent else ""

@@ -145,6 +145,14 @@ class Schedule:
         """The schedule as YAML text."""
         return dump(self.to_dict())
 
+    def scaled(self, factor: float) -> Schedule:
+        """The schedule for a run that is `factor` times as long: every policy's window is scaled (`Window.scaled`).
+
+        What components themselves say in epochs (an LR scheduler's `step_size`, say) stays as it is written.
+        """
+        policies = [replace(policy, window=policy.window.scaled(factor)) for policy in self.policies]
+        return replace(self, policies=policies)
+
     def problems(self) -> list[Problem]:
         """What could not be read, and what does not hold together: policies without their component, one name twice."""
         say, found = self.source.problem, list(self.unread)

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from prunekit.build import build
 from prunekit.bus import EventBus, Result, moment
-from prunekit.components import MaskChange
+from prunekit.components import MaskChange, ModulesQuantized
 from prunekit.effects import Ledger
 from prunekit.errors import PrunekitError, ScheduleError
 from prunekit.learning_rate import learning_rates, set_groups
@@ -22,7 +22,7 @@ from prunekit.masks import Masks
 from prunekit.parameters import Parameters
 from prunekit.plan import exhausted, idle_policies
 from prunekit.plugins import Plugins, core_entry, load_plugins
-from prunekit.policies import Policy, PruningPolicy, QuantizationPolicy
+from prunekit.policies import LRPolicy, Policy, PruningPolicy, QuantizationPolicy
 from prunekit.progress import Progress
 from prunekit.quantization import QuantizedForward
 from prunekit.schedule import Schedule, parse
@@ -72,9 +72,10 @@ class CompressionScheduler:
             self.trace.warning("plugin broken", plugin=str(listener.offer), error=listener.reason)
         for listener in plugins.switched_off:
             self.trace.info("plugin left out", plugin=str(listener.offer), reason=listener.reason)
-        for warning in schedule.warnings():
+        for warning in [*schedule.warnings(), *built.warnings]:
             self.trace.warning("schedule", problem=str(warning))
         self._policies, self._components = built.policies, built.components
+        self._catalog = built.catalog
         self._found, self._listeners = built.found, plugins.listeners
         self._plugins = {found.distribution: found.version for found in built.found.values()}
         for policy in self._policies:
@@ -92,6 +93,7 @@ class CompressionScheduler:
         self._hooked: list[Optimizer] = []
         if optimizer is not None:
             self._hook(optimizer)
+        self._prepare(-1)
 
     @classmethod
     def from_yaml(
@@ -117,6 +119,11 @@ class CompressionScheduler:
         return self._masks
 
     @property
+    def quantized(self) -> QuantizedForward:
+        """What the forward pass reads now in place of weights, and passes on in place of activations."""
+        return self._quantized
+
+    @property
     def progress(self) -> Progress:
         """Where training stands."""
         return Progress(self._epoch, self._minibatch, self._minibatches)
@@ -134,11 +141,12 @@ class CompressionScheduler:
     # The explicit way: one call per event
 
     def on_train_begin(self) -> None:
-        """Training is about to begin; the first `on_epoch_begin` calls it where the loop does not."""
+        """Training is about to begin, or to go on; the first event of a run calls it where the loop does not."""
         if not self._begun:
             self._begun = True
             self.trace.info("training begins", plugins=self._plugins, policies=len(self._policies))
-            self._fire("on_train_begin", run_dir=self.trace.run_dir)
+            with self._bus.listeners_only():  # components are live already where a run goes on within an epoch
+                self._fire("on_train_begin", run_dir=self.trace.run_dir)
 
     def on_epoch_begin(self, epoch: int, optimizer: Optimizer | None = None) -> None:
         """An epoch is about to begin: pruners choose their masks.
@@ -148,7 +156,6 @@ class CompressionScheduler:
         """
         self._epoch, self._minibatch = epoch, -1
         self._take(optimizer)
-        self.on_train_begin()
         self._open(epoch)
         self._fire("on_epoch_begin")
 
@@ -183,8 +190,8 @@ class CompressionScheduler:
         self._take(optimizer)
         if not self._optimization_begun:
             self._optimization_begun = True
-            self._fire("before_parameter_optimization")
             self._masks.end_forward()
+            self._fire("before_parameter_optimization")
 
     def on_minibatch_end(
         self, epoch: int, minibatch: int, minibatches_per_epoch: int, optimizer: Optimizer | None = None
@@ -221,6 +228,8 @@ class CompressionScheduler:
             self._begun = False
             self._fire("on_train_end")
             self._bus.set_live(())
+            for policy in self._policies:
+                policy.end_training()
             self.trace.info("training ends", epochs=self._next_epoch)
 
     # The attached way: the loop runs inside these
@@ -281,9 +290,9 @@ class CompressionScheduler:
         """The fraction of zeros in a parameter, or in all, counted from the tensors as a forward pass sees them."""
         parameters = Parameters.of(self.model).by_name
         if name is not None:
-            return self._masks.sparsity(name)
+            return self._masks.sparsity(name, self._quantized.read(parameters[name]))
         total = sum(parameter.numel() for parameter in parameters.values())
-        zeros = sum(self._masks.sparsity(n) * p.numel() for n, p in parameters.items())
+        zeros = sum(self._masks.sparsity(n, self._quantized.read(p)) * p.numel() for n, p in parameters.items())
         return zeros / max(total, 1)
 
     # State
@@ -331,6 +340,8 @@ class CompressionScheduler:
         self._next_epoch = state["next_epoch"]
         if self._minibatch >= 0:
             self._open(self._epoch)
+        else:
+            self._quantize()  # whoever evaluates now sees what the last forward pass saw
         self.trace.info("state restored", **moment(self.progress), next_epoch=self._next_epoch)
         self._bus.fire("on_state_restored", state=state, progress=self.progress)
 
@@ -353,10 +364,18 @@ class CompressionScheduler:
         acting = [policy for policy in self._policies if policy.window.is_active(epoch)]
         self._masks.activate(n for policy in acting if isinstance(policy, PruningPolicy) for n in policy.parameters)
         self._quantize()
+        self._prepare(epoch)
         for policy in self._policies:
             if policy.window.is_open(epoch) and policy.index not in self._opened:
                 self._opened.add(policy.index)
                 self._window("on_window_open", "window opens", policy)
+                if isinstance(policy, QuantizationPolicy):
+                    self._say_bits(policy)
+
+    def _prepare(self, epoch: int) -> None:
+        """Let policies listen to what must be known in a later epoch; -1 is before the first."""
+        for policy in self._policies:
+            policy.begin_epoch(epoch, self.model, self._masks, self.progress)
 
     def _quantize(self) -> None:
         """Let weights read as the quantizers whose window is open make of them."""
@@ -364,22 +383,49 @@ class CompressionScheduler:
         for policy in live:
             policy.begin(self.model, self._masks, self.progress, self._bus.blame)
         readings = {policy.parameters[name]: read for policy in live for name, read in policy.readings.items()}
-        self._quantized.activate(readings)
+        passings = {name: passing for policy in live for name, passing in policy.passings.items()}
+        self._quantized.activate(readings, passings, self._catalog)
+
+    def _say_bits(self, policy: QuantizationPolicy) -> None:
+        """A quantizer's window opens: which module gets how many bits, and by which line of the schedule."""
+        if policy.bits:
+            told = Result(policy.origin, ModulesQuantized(policy.bits))
+            self._ledger.carry_out([told], "on_window_open", self.optimizer, self.progress)
+        for module, reason in policy.untraced.items():
+            values = {"module": module or type(self.model).__name__, "reason": reason}
+            self.trace.warning("activations left alone", **policy.origin._asdict(), **moment(self.progress), **values)
 
     def _window(self, hook: str, event: str, policy: Policy) -> None:
         self.trace.info(event, hook=hook, **policy.origin._asdict(), **moment(self.progress))
         self._bus.fire(hook, policy=policy.origin, progress=self.progress)
 
     def _take(self, optimizer: Optimizer | None) -> None:
+        """What every event begins with: the optimizer is known, and so is that training has begun."""
         if optimizer is not None and optimizer is not self.optimizer:
             self._hook(optimizer)
             self.optimizer = self.optimizer or optimizer
+        self.on_train_begin()
 
     def _hook(self, optimizer: Optimizer) -> None:
         if not any(known is optimizer for known in self._hooked):
             self._hooked.append(optimizer)
+            self._train_quantizers(optimizer)
             optimizer.register_step_pre_hook(self._before_step)
             optimizer.register_step_post_hook(self._after_step)
+
+    def _train_quantizers(self, optimizer: Optimizer) -> None:
+        """Give the first optimizer the parameters that quantizers train, and the LR schedules its new groups."""
+        if len(self._hooked) > 1:
+            return
+        quantizing = {id(p.component): p for p in self._policies if isinstance(p, QuantizationPolicy)}
+        named = "param_names" in optimizer.param_groups[0]
+        groups = [policy.parameter_group(self.model, named=named) for policy in quantizing.values()]
+        for group in filter(None, groups):
+            optimizer.add_param_group(group)
+        if any(groups):
+            for policy in self._policies:
+                if isinstance(policy, LRPolicy):
+                    policy.component.follow(optimizer)
 
     def _before_step(self, *_: Any) -> None:
         if self._in_minibatch and not self._optimization_begun:

@@ -90,12 +90,12 @@ def train(
     """
     folder = None if run_dir is None else Path(run_dir)
     checkpoint = _checkpoint(folder, resume)
-    warn = _Warnings(on_warning or (lambda text: warnings.warn(text, stacklevel=4)))
+    warn = Warnings(on_warning or (lambda text: warnings.warn(text, stacklevel=4)))
     trace = Trace(folder, trace_level, logger=warn)
     if device is not None:
         application.model.to(device)
     scheduler = _scheduler(schedule, application, epochs=epochs, trace=trace, plugins=load_plugins(trust))
-    run = _Run(application, scheduler, trace, folder, {**(settings or {}), "epochs": epochs, "seed": seed})
+    run = Run(application, scheduler, trace, folder, {**(settings or {}), "epochs": epochs, "seed": seed})
     run.on_epoch, run.on_minibatch = on_epoch, on_minibatch
     with run.watched():
         run.begin(checkpoint, seed)
@@ -105,10 +105,12 @@ def train(
 def default_epochs(schedule: Schedule) -> int | None:
     """The length of a run that nobody has said: up to the end of the last pruner, regularizer or quantizer policy.
 
-    Other policies count where there are none of these: those of learning rates often end long after the run.
+    It is long enough for every policy to act once. Policies of learning rates often end long after the run; their end
+    counts where there are no others.
     """
     deciding = [policy for policy in schedule.policies if policy.kind in _DECIDING]
-    return max((policy.window.ending_epoch for policy in deciding or schedule.policies), default=None)
+    ends = [policy.window.ending_epoch for policy in deciding or schedule.policies]
+    return max(ends + [policy.window.first + 1 for policy in schedule.policies], default=None)
 
 
 def dense_schedule(schedule: Schedule) -> Schedule:
@@ -117,7 +119,7 @@ def dense_schedule(schedule: Schedule) -> Schedule:
     return Schedule(components, [policy for policy in schedule.policies if policy.kind == "lr_scheduler"])
 
 
-class _Run:
+class Run:
     """One run: its parts, and what has come of it so far."""
 
     on_epoch: Callable[[EpochResult], None] | None = None
@@ -303,7 +305,7 @@ class _Run:
         return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
 
 
-class _Warnings:
+class Warnings:
     """A logger that tells the user of warnings; all else is in the run's folder."""
 
     def __init__(self, on_warning: Callable[[str], None]) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from prunekit import CompressionScheduler, Trace
+from prunekit import CompressionScheduler, Plugins, Trace, load_plugins
 
 SILENT = Trace(level="error")
 
@@ -35,6 +36,11 @@ def batches(number: int = 4, size: int = 16) -> list[tuple[Tensor, Tensor]]:
         (torch.randn(size, 12, generator=generator), torch.randint(0, 4, (size,), generator=generator))
         for _ in range(number)
     ]
+
+
+def without_listeners() -> Plugins:
+    """All components that are installed, and nobody who listens, whoever else may be installed."""
+    return replace(load_plugins(), listeners=(), broken=(), switched_off=())
 
 
 def window(start: int, end: int, frequency: int = 1) -> dict[str, int]:

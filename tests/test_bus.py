@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import structlog
 import torch
-from helpers import MLP, SILENT, batches, train_attached, window
+from helpers import MLP, SILENT, batches, pruning, train_attached, window, without_listeners
 from torch import Tensor
 
 from prunekit import (
@@ -26,12 +26,14 @@ from prunekit import (
     SetMasks,
     Trace,
     Window,
+    ZeroWeights,
     hookimpl,
     plugins,
 )
 from prunekit.bus import EventBus, Participant
 from prunekit.components import Origin
 from prunekit.hookspecs import PROJECT
+from prunekit.masks import Masks
 from prunekit.plugins import Listener, load_plugins
 
 SCHEDULE = {
@@ -83,7 +85,8 @@ def test_golden_trace_of_a_whole_run() -> None:
     model, logger = MLP(), Recorder()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     trace = Trace(level="debug", logger=logger)
-    scheduler = CompressionScheduler.from_dict(SCHEDULE, model, optimizer, epochs=4, trace=trace)
+    options = {"epochs": 4, "trace": trace, "plugins": without_listeners()}
+    scheduler = CompressionScheduler.from_dict(SCHEDULE, model, optimizer, **options)
     train_attached(scheduler, optimizer, 4, batches(2))
     assert logger.hooks() == [
         "0 on_epoch_begin policies[1]",
@@ -149,9 +152,10 @@ def test_idle_policies_are_not_on_the_bus() -> None:
     model = MLP()
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     policies = [{"pruner": {"instance_name": "agp"}, **window(10 * i + 5, 10 * i + 10)} for i in range(20)]
-    scheduler = CompressionScheduler.from_dict({**SCHEDULE, "policies": policies}, model, optimizer, trace=SILENT)
+    options = {"trace": SILENT, "plugins": without_listeners()}
+    scheduler = CompressionScheduler.from_dict({**SCHEDULE, "policies": policies}, model, optimizer, **options)
     scheduler.on_epoch_begin(0)
-    assert [hook for hook in plugins.HOOKS if scheduler._bus.hears(hook)] == ["find_component", "list_components"]
+    assert [hook for hook in plugins.HOOKS if scheduler._bus.hears(hook)] == []
 
 
 # Plugins that fail
@@ -346,8 +350,7 @@ def dashboard(monkeypatch: pytest.MonkeyPatch) -> Dashboard:
     listener = Dashboard()
     installed = load_plugins()
     mine = Listener("dashboard", "my-dashboard", "2.0", listener)
-    mine_too = replace(installed, listeners=(*installed.listeners, mine))
-    monkeypatch.setattr("prunekit.scheduler.load_plugins", lambda: mine_too)
+    monkeypatch.setattr("prunekit.scheduler.load_plugins", lambda: replace(installed, listeners=(mine,)))
     return listener
 
 
@@ -397,6 +400,49 @@ def test_a_listener_that_fails_over_what_it_hears_undoes_the_effect(dashboard: D
     assert dict(scheduler.changes) == {}
 
 
+class Drops:
+    """An extension that zeroes fc2 for once, as a regularizer does, and in its first epoch also masks fc1."""
+
+    @hookimpl
+    def on_minibatch_end(self, progress: Progress) -> Any:
+        dropped = ZeroWeights({"fc2.weight": torch.zeros(4, 8, dtype=torch.bool)})
+        chosen = SetMasks({"fc1.weight": torch.zeros(8, 12, dtype=torch.bool)})
+        return [dropped, chosen, dropped] if progress.epoch == 0 else dropped
+
+
+def dropping(model: MLP) -> CompressionScheduler:
+    schedule = Schedule([ComponentSpec("extension", "d", Drops)], [PolicySpec("extension", "d", Window(0, 3))])
+    return CompressionScheduler(schedule, model, trace=SILENT)
+
+
+def test_what_no_listener_hears_of_is_not_copied(dashboard: Dashboard, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: list[set[str]] = []
+    snapshot = Masks.snapshot
+    monkeypatch.setattr(Masks, "snapshot", lambda self, names: [copied.append(set(names)), snapshot(self, names)][1])
+    scheduler = dropping(model := MLP())
+    for epoch in range(3):
+        scheduler.on_epoch_begin(epoch)
+        scheduler.on_minibatch_begin(epoch, 0, 1)
+        scheduler.on_minibatch_end(epoch, 0, 1)
+    assert copied == [{"fc1.weight", "fc2.weight"}]
+    assert int(model.fc2.weight.count_nonzero()) == 0
+
+
+def test_a_listener_that_fails_undoes_what_was_zeroed_for_once_too(dashboard: Dashboard) -> None:
+    scheduler = dropping(model := MLP())
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    scheduler.on_epoch_begin(0)
+    scheduler.on_minibatch_begin(0, 0, 1)
+    dashboard.fail = True
+    with pytest.raises(RuntimeError, match="disk full"):
+        scheduler.on_minibatch_end(0, 0, 1)
+    dashboard.fail = False
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+    assert dict(scheduler.masks) == {}
+    scheduler.on_epoch_end(0)
+    assert dashboard.seen == [("open", "policies[0]")]  # and no word of weights zeroed in that epoch
+
+
 def test_participants_run_in_the_order_given_and_listeners_last() -> None:
     order: list[str] = []
 
@@ -415,6 +461,30 @@ def test_participants_run_in_the_order_given_and_listeners_last() -> None:
     bus.set_live([participant("d")])
     bus.fire("on_epoch_begin", model=None, masks={}, optimizer=None, progress=Progress(0))
     assert order == ["a", "b", "c", "listener", "d", "listener"]
+
+
+class Ear:
+    """A listener that is a class: who hears what?"""
+
+    made: ClassVar[list[Ear]] = []
+
+    def __init__(self) -> None:
+        self.heard: list[int] = []
+        self.made.append(self)
+
+    @hookimpl
+    def on_epoch_begin(self, progress: Progress) -> None:
+        self.heard.append(progress.epoch)
+
+
+def test_a_listener_that_is_a_class_has_an_instance_for_each_scheduler() -> None:
+    Ear.made.clear()
+    given = replace(load_plugins(), listeners=(Listener("ear", "my-ear", "1.0", Ear),))
+    first, second = (CompressionScheduler.from_dict(pruning(), MLP(), trace=SILENT, plugins=given) for _ in "ab")
+    first.on_epoch_begin(0)
+    second.on_epoch_begin(1)
+    second.on_epoch_begin(2)
+    assert [ear.heard for ear in Ear.made] == [[0], [1, 2]]
 
 
 def test_two_schedulers_share_no_bus() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +34,50 @@ def list_components(kind):
 """
 
 
+SHOWN = '''
+from prunekit import hookimpl
+
+class Shown:
+    """Prunes nothing,
+    on purpose.
+
+    Args:
+        weights: the parameters, by name.
+        sparsity: the fraction of zeros,
+            0 to 1.
+        names: unused.
+    """
+    def __init__(self, weights: list[str], sparsity: float = 0.5, names: dict[str, int | None] | None = None) -> None:
+        self.targets = weights
+    def compute_masks(self, parameters, context):
+        return {}
+    @hookimpl
+    def on_minibatch_end(self, progress): ...
+    @hookimpl
+    def on_epoch_end(self, progress): ...
+'''
+EAR = '''
+"""Hears epochs."""
+from prunekit import hookimpl
+
+@hookimpl
+def on_epoch_begin(progress): ...
+
+@hookimpl
+def on_epoch_end(metrics): ...
+'''
+README = """# pk-shown
+
+A method card.
+"""
+
+
 def offer(folder: Path, name: str, groups: dict[str, dict[str, str]], **modules: str) -> None:
-    """Lay a distribution where Python finds it: its metadata, and the modules that it has."""
+    """Lay a distribution where Python finds it: its metadata, with a `readme`, and the modules that it has."""
     info = folder / f"{name.replace('-', '_')}-1.0.dist-info"
     info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    readme = modules.pop("readme", "")
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n\n{readme}")
     lines = [f"[{group}]\n" + "\n".join(f"{k} = {v}" for k, v in offers.items()) for group, offers in groups.items()]
     (info / "entry_points.txt").write_text("\n".join(lines) + "\n")
     for module, text in modules.items():
@@ -149,3 +189,127 @@ def test_without_a_check_no_plugin_is_imported(site: Path) -> None:
     offered, imported = json.loads(output.splitlines()[-1])
     assert {"prunekit_agp_pruner", "pk_working", "pk_listener"} <= set(offered)
     assert imported == []
+
+
+@pytest.mark.usefixtures("site")
+def test_a_name_that_switches_nothing_off_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRUNEKIT_DISABLE", "wacther,pk_listener")
+    result = run()
+    assert (result.exit_code, result.stderr) == (
+        0,
+        "warning: PRUNEKIT_DISABLE names 'wacther', and no listener is called that; did you mean 'watcher'?\n",
+    )
+    assert rows()["listener", "watcher", "pk-listener"]["state"] == "disabled"
+
+
+# prunekit plugins show
+
+
+@pytest.fixture
+def shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with a pruner that has hooks of its own, a listener, and a second pruner of the same name."""
+    offers = {"prunekit.pruners": {"Shown": "pk_shown:Shown"}}
+    offer(tmp_path, "pk-shown", offers, pk_shown=SHOWN, readme=README)
+    offer(tmp_path, "pk-ear", {"prunekit": {"ear": "pk_ear"}}, pk_ear=EAR)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path
+    for module in ("pk_shown", "pk_ear", "pk_twin"):
+        sys.modules.pop(module, None)
+
+
+def test_all_about_a_component_is_shown(shown: Path) -> None:
+    result = run("show", "Shown")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert [line.rstrip() for line in result.stdout.splitlines()] == [
+        "pruner Shown: Prunes nothing, on purpose.",
+        "distribution: pk-shown 1.0",
+        f"location: {shown / 'pk_shown.py'}",
+        "hooks: on_epoch_end, on_minibatch_end",
+        "",
+        "parameter  type                          default   meaning",
+        "weights    list[str]                     required  the parameters, by name.",
+        "sparsity   float                         0.5       the fraction of zeros, 0 to 1.",
+        "names      dict[str, int | None] | None  None      unused.",
+        "",
+        "# pk-shown",
+        "",
+        "A method card.",
+    ]
+
+
+def test_all_about_a_component_is_data_too(shown: Path) -> None:
+    parameters = [
+        {"name": "weights", "type": "list[str]", "default": "required", "meaning": "the parameters, by name."},
+        {"name": "sparsity", "type": "float", "default": "0.5", "meaning": "the fraction of zeros, 0 to 1."},
+        {"name": "names", "type": "dict[str, int | None] | None", "default": "None", "meaning": "unused."},
+    ]
+    assert json.loads(run("show", "Shown", "--json").stdout) == [
+        {
+            "kind": "pruner",
+            "name": "Shown",
+            "distribution": "pk-shown",
+            "version": "1.0",
+            "summary": "Prunes nothing, on purpose.",
+            "location": str(shown / "pk_shown.py"),
+            "parameters": parameters,
+            "hooks": ["on_epoch_end", "on_minibatch_end"],
+            "text": README.strip(),
+        }
+    ]
+
+
+def test_a_listener_is_shown_with_the_hooks_that_it_implements(shown: Path) -> None:
+    for name in ("ear", "pk-ear:ear"):
+        result = run("show", name)
+        assert (result.exit_code, result.stderr) == (0, "pk-ear has no method card\n")
+        assert result.stdout.splitlines() == [
+            "listener ear: Hears epochs.",
+            "distribution: pk-ear 1.0",
+            f"location: {shown / 'pk_ear.py'}",
+            "hooks: on_epoch_begin, on_epoch_end",
+        ]
+
+
+def test_a_component_that_a_listener_offers_is_shown_with_the_listener_s_distribution() -> None:
+    [card] = json.loads(run("show", "StepLR", "--json").stdout)
+    assert (card["kind"], card["name"], card["distribution"]) == ("lr_scheduler", "StepLR", "prunekit-torch-lr")
+    assert [(p["name"], p["type"], p["default"]) for p in card["parameters"]] == [
+        ("step_size", "int", "required"),
+        ("gamma", "float", "0.1"),
+    ]
+
+
+@pytest.mark.usefixtures("shown")
+@pytest.mark.parametrize(
+    ("name", "error"),
+    [
+        ("Shwon", "no plugin is called 'Shwon'; did you mean 'Shown'?"),
+        ("eer", "no plugin is called 'eer'; did you mean 'ear'?"),
+        ("pk-ear:Shown", "'Shown' is offered by pk-shown 1.0, not by 'pk-ear'"),
+    ],
+)
+def test_of_a_name_that_nobody_has_the_nearest_is_said(name: str, error: str) -> None:
+    result = run("show", name)
+    assert (result.exit_code, result.stdout, result.stderr) == (1, "", f"error: {error}\n")
+
+
+def test_of_a_name_that_two_have_the_qualified_one_chooses(shown: Path) -> None:
+    offers = {"prunekit.pruners": {"Shown": "pk_twin:Shown"}}
+    offer(shown, "pk-twin", offers, pk_twin=SHOWN.replace("nothing", "everything"))
+    assert run("show", "Shown").stderr == (
+        "error: pk-shown 1.0 and pk-twin 1.0 both offer pruner 'Shown'; say which: class: pk-shown:Shown\n"
+    )
+    for name in ("pk-twin:Shown", "PK_Twin:Shown"):
+        result = run("show", name)
+        assert (result.exit_code, result.stderr) == (0, "pk-twin has no method card\n")
+        assert result.stdout.splitlines()[:2] == [
+            "pruner Shown: Prunes everything, on purpose.",
+            "distribution: pk-twin 1.0",
+        ]
+
+
+@pytest.mark.usefixtures("site")
+def test_a_plugin_that_cannot_be_shown_says_why() -> None:
+    result = run("show", "Failing")
+    reason = "pruner 'Failing' of pk-failing 1.0 can't be imported from 'pk_failing:F': OSError: no licence"
+    assert (result.exit_code, result.stdout, result.stderr) == (1, "", f"error: {reason}\n")

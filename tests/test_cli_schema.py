@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 from collections.abc import Iterable, Iterator
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing_extensions import TypedDict
 from prunekit.build import build
 from prunekit.cli.group import prunekit
 from prunekit.jsonschema import schema_document
+from prunekit.new_plugin import create_plugin
 from prunekit.offers import Offer
 from prunekit.plugins import load_plugins
 from prunekit.registry import Found, Registry
@@ -214,3 +216,78 @@ def test_a_broken_plugin_is_left_out_with_a_word() -> None:
     assert document["$defs"]["pruner"]["properties"]["class"]["enum"] == ["First", "one:First"]
     assert len(told) == 1
     assert "'Broken' of three 1.0 can't be imported" in told[0]
+
+
+# What an editor shows
+
+
+BAD_FILES = [
+    ("final_sparsity: 0.9", "final_sparsty: 0.9", ["pruners", "agp"], "'final_sparsty' was unexpected"),
+    (
+        "initial_sparsity: 0.1",
+        "initial_sparsity: much",
+        ["pruners", "agp", "initial_sparsity"],
+        "is not of type 'number'",
+    ),
+    (
+        "final_sparsity: 0.9",
+        "final_sparsity: 90",
+        ["pruners", "agp", "final_sparsity"],
+        "90 is greater than the maximum",
+    ),
+    ("GradualPruner", "GradualPrunr", ["pruners", "agp", "class"], "'AutomatedGradualPrunr' is not one of"),
+    ("policies:", "polices:", [], "'polices' was unexpected"),
+    ("instance_name: agp", "instance: agp", ["policies", 0, "pruner"], "'instance' was unexpected"),
+    ("ending_epoch: 4", "ending_epoch: 0", ["policies", 0, "ending_epoch"], "0 is less than the minimum of 1"),
+    ("version: 1", "version: 2", ["version"], "1 was expected"),
+]
+GOOD_FILE = """\
+version: 1
+pruners:
+  agp:
+    class: AutomatedGradualPruner
+    initial_sparsity: 0.1
+    final_sparsity: 0.9
+    weights: fc.weight
+policies:
+  - pruner: {instance_name: agp}
+    starting_epoch: 0
+    ending_epoch: 4
+"""
+
+
+@pytest.mark.parametrize(("right", "wrong", "place", "message"), BAD_FILES, ids=lambda value: str(value)[:30])
+def test_a_mistake_is_shown_where_it_is(
+    right: str, wrong: str, place: list[str | int], message: str, installed: Draft202012Validator
+) -> None:
+    assert accepts(installed, Source.from_text(GOOD_FILE).data)
+    errors = list(installed.iter_errors(Source.from_text(GOOD_FILE.replace(right, wrong)).data))
+    shown = [(list(error.absolute_path), error.message) for error in errors]
+    assert [text for path, text in shown if path == place and message in text], shown
+    assert {tuple(path) for path, _ in shown} == {tuple(place)}
+
+
+def test_every_key_is_shown_with_what_its_docstring_says(installed: Draft202012Validator) -> None:
+    keys = installed.schema["$defs"]["pruner.prunekit-agp-pruner:AutomatedGradualPruner"]["properties"]
+    assert keys["final_sparsity"] == {
+        "type": "number",
+        "minimum": 0,
+        "maximum": 1,
+        "description": "the fraction at the last active epoch, above the initial one.",
+    }
+
+
+def test_the_command_covers_a_third_partys_component(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin = create_plugin("AcmePruner", "pruner", tmp_path)
+    info = tmp_path / "prunekit_acme_pruner-0.1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: prunekit-acme-pruner\nVersion: 0.1.0\n")
+    (info / "entry_points.txt").write_text("[prunekit.pruners]\nAcmePruner = prunekit_acme_pruner:AcmePruner\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.syspath_prepend(str(plugin.folder / "src"))
+    validator = Draft202012Validator(json.loads(CliRunner().invoke(prunekit, ["schema"]).stdout))
+    monkeypatch.delitem(sys.modules, "prunekit_acme_pruner")
+    data = Source.from_file(plugin.folder / "schedule.yaml").data
+    assert accepts(validator, data)
+    data["pruners"]["half"]["sparsity"] = 2
+    assert [list(error.absolute_path) for error in validator.iter_errors(data)] == [["pruners", "half", "sparsity"]]

@@ -339,3 +339,37 @@ def test_what_can_not_be_resumed_is_refused() -> None:
     assert other.exit_code == 1
     assert "saved under another schedule" in other.stderr
     assert "+    final_sparsity: 0.8" in other.stderr
+
+
+# Shorter runs of long schedules
+
+
+def test_scale_epochs_scales_every_window_and_the_run_with_it() -> None:
+    long = SCHEDULE.replace("starting_epoch: 1", "starting_epoch: 10").replace("ending_epoch: 4", "ending_epoch: 40")
+    Path("long.yaml").write_text(long)
+    scaled = run("long.yaml", "--app", "tiny:app", "--scale-epochs", "0.1", "--run-dir", "scaled")
+    assert scaled.exit_code == 0, scaled.stderr
+    assert run("agp.v1.yaml", "--app", "tiny:app", "--run-dir", "plain").exit_code == 0
+    assert same("scaled", "plain")
+
+
+def test_scale_epochs_says_that_learning_rate_schedulers_keep_their_arguments() -> None:
+    rates = "\nlr_schedulers:\n  lr: {class: StepLR, step_size: 30}\n"
+    policy = "  - lr_scheduler: {instance_name: lr}\n    starting_epoch: 0\n    ending_epoch: 8\n"
+    Path("rates.yaml").write_text(SCHEDULE + policy + rates)
+    result = run("rates.yaml", "--app", "tiny:app", "--scale-epochs", "0.5", "--run-dir", "run")
+    assert result.exit_code == 0, result.stderr
+    assert "epochs scaled by 0.5; the arguments of StepLR are as written" in result.stderr
+
+
+def test_a_scaled_run_is_resumed_as_it_was_scaled() -> None:
+    assert run("agp.v1.yaml", "--app", "tiny:app", "--scale-epochs", "2", "--run-dir", "run").exit_code == 0
+    refused = run("--resume", "run", "--scale-epochs", "2")
+    expected = "error: --resume goes on with the schedule as it was scaled: give no --scale-epochs\n"
+    assert (refused.exit_code, refused.stderr) == (2, expected)
+    assert run("--resume", "run", "--epochs", "9").exit_code == 0
+
+
+@pytest.mark.parametrize("factor", ["0", "-1"])
+def test_a_factor_that_is_not_positive_is_refused(factor: str) -> None:
+    assert run("agp.v1.yaml", "--app", "tiny:app", f"--scale-epochs={factor}").exit_code == 2

@@ -5,10 +5,11 @@ The blocks of a page run in order, in one folder and one namespace:
     ```python             is run; a ```text block right behind it holds what it prints
     ```python file        is written only, not run
     ```python signature   is compared with prunekit: names, order, defaults and annotations of each `def` in it
+    ```toml generated     has in its first line (`# my_app.py`) a file that a command wrote, and then all of its text
     ```yaml               is loaded against `Network` below, or the application in `# model: examples.mnist:lenet5`
     ```yaml error         is refused, with exactly the message in the ```text block right behind it
     ```yaml fragment      is no whole schedule: YAML that prunekit can read
-    ```console            `$ prunekit …` is run, and what follows is its output; `$ pip install ./folder` too
+    ```console            `$ prunekit …` or `$ pytest …` is run, and its output follows; `$ pip install ./folder` too
 
 A first line such as `# schedule.yaml` or `# my_app.py` writes the block to that file. In expected output `…` stands for
 anything; clock times, losses and accuracies may be other numbers. Commands that end with `# long` run only where
@@ -25,6 +26,7 @@ import os
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -159,6 +161,10 @@ def test_every_block_of_a_page_does_what_the_page_says(
 
 def run(block: Block, module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     name = FILE_NAME.match(block.text)
+    if block.mode == "generated":
+        assert name is not None, f"{block.place}: its first line names no file"
+        assert block.text.removeprefix(name[0]) == Path(name[1]).read_text(encoding="utf-8"), block.place
+        return
     if name is not None:
         Path(name[1]).parent.mkdir(parents=True, exist_ok=True)
         Path(name[1]).write_text(block.text, encoding="utf-8")
@@ -223,6 +229,13 @@ def run_command(block: Block, command: str, output: str, monkeypatch: pytest.Mon
     words = [word for word in words if not re.match(r"[A-Z_]+=", word)]
     if words[:2] == ["pip", "install"] and words[2].startswith("./"):
         monkeypatch.syspath_prepend(str(installed(Path(words[2]))))
+    elif words[0] == "pytest":
+        path = os.pathsep.join([str(Path("site-packages").resolve()), os.environ.get("PYTHONPATH", "")])
+        pytest_run = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *words[1:]]
+        environment = {**os.environ, **variables, "PYTHONPATH": path}
+        done = subprocess.run(pytest_run, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        must_match(block, done.stdout, output)
     elif words[0] == "prunekit" and (LONG or "# long" not in f"{command} {block.mode}"):
         from prunekit.cli.group import prunekit as group
 
@@ -242,7 +255,8 @@ def installed(folder: Path) -> Path:
     site, module = Path.cwd() / "site-packages", project["name"].replace("-", "_")
     info = site / f"{module}-{project['version']}.dist-info"
     info.mkdir(parents=True)
-    shutil.copy(folder / f"{module}.py", site)
+    (source,) = [*folder.glob(f"{module}.py"), *folder.glob(f"src/{module}.py")]
+    shutil.copy(source, site)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
     groups = [
         f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in entries.items())
@@ -397,7 +411,14 @@ def test_the_lines_of_a_run_have_the_level_and_the_keys_that_the_page_says(tmp_p
         assert line.keys() - {"event", "level", "timestamp"} <= keys, line
         seen.add(line["event"])
     plugins = {"plugin broken", "plugin changed", "plugin left out"}
-    from_elsewhere = {"effects undone", "modules quantized", "pruning vetoed", "schedule"} | plugins
+    from_elsewhere = {
+        "effects undone",
+        "modules quantized",
+        "pruning vetoed",
+        "schedule",
+        "weights set",
+        "activations left alone",
+    } | plugins
     assert described.keys() - seen == from_elsewhere | {"training interrupted", "training failed"}
 
 
@@ -464,5 +485,9 @@ def test_a_block_that_is_wrong_is_found(tmp_path: Path, monkeypatch: pytest.Monk
         check(("yaml error", "version: 1\npolicies: []\n"), ("text", "wrong\n"))
     with pytest.raises(AssertionError, match="wrong"):
         check(("yaml error", "version: 2\npolicies: []\n"), ("text", "wrong\n"))
+    (tmp_path / "made.py").write_text("one = 1\n")
+    check(("python generated", "# made.py\none = 1\n"))
+    with pytest.raises(AssertionError, match=r"docs/index\.md:1"):
+        check(("python generated", "# made.py\none = 2\n"))
     with pytest.raises(AssertionError, match="on_epoch_begin"):
         check(("python signature", "def on_epoch_begin(model): ...\n"))

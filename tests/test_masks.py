@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import pytest
 import torch
-from helpers import MLP, SILENT, batches, pruning, train_attached, train_explicit, window, zeros
+from helpers import MLP, SILENT, batches, pruning, through_a_file, train_attached, train_explicit, window, zeros
 from hypothesis import given, strategies as st
 from test_bus import Recorder
 from torch import nn
@@ -339,6 +342,217 @@ def test_loader_without_a_length_must_say_it() -> None:
     assert list(scheduler.minibatches(iter([1, 2]), length=2)) == [1, 2]
 
 
+# Scales: what the forward pass alone sees larger
+
+
+def scaled(**flags: bool) -> tuple[nn.Parameter, Masks]:
+    """Two of four weights are kept, and doubled in the forward pass."""
+    parameter = nn.Parameter(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    masks = Masks({"w": parameter})
+    masks.set("w", torch.tensor([True, False, True, False]), scale=2.0, **flags)
+    masks.activate(["w"])
+    return parameter, masks
+
+
+def add_one(parameter: nn.Parameter, masks: Masks) -> None:
+    """What an optimizer's step does."""
+    masks.end_forward()
+    with torch.no_grad():
+        parameter.add_(1)
+    masks.enforce()
+
+
+@pytest.mark.parametrize(
+    ("flags", "before", "after"),
+    [
+        ({}, [1, 0, 3, 0], [2, 0, 4, 0]),
+        ({"forward_only": True}, [1, 2, 3, 4], [2, 3, 4, 5]),
+        ({"forward_only": True, "double_copies": True}, [1, 2, 3, 4], [2, 3, 4, 5]),
+    ],
+)
+def test_kept_weights_are_scaled_in_the_forward_pass_alone(
+    flags: dict[str, bool], before: list[int], after: list[int]
+) -> None:
+    parameter, masks = scaled(**flags)
+    assert parameter.tolist() == before
+    for _ in range(2):
+        masks.begin_forward()
+        assert parameter.tolist() == [2, 0, 6, 0]
+        masks.end_forward()
+        assert parameter.tolist() == before, "a scale does not compound"
+    masks.begin_forward()
+    add_one(parameter, masks)
+    assert parameter.tolist() == after
+
+
+def test_an_evaluation_under_masked_sees_the_scale_once() -> None:
+    parameter, masks = scaled()
+    with masks.applied():
+        assert parameter.tolist() == [2, 0, 6, 0]
+    masks.begin_forward()
+    with masks.applied():
+        assert parameter.tolist() == [2, 0, 6, 0]
+    assert parameter.tolist() == [1, 0, 3, 0]
+
+
+def test_a_scale_lasts_as_long_as_its_mask_does_and_no_longer() -> None:
+    parameter, masks = scaled()
+    masks.activate([])  # an epoch between two active ones, or after the window: the mask is in force
+    masks.begin_forward()
+    assert parameter.tolist() == [2, 0, 6, 0]
+    masks.end_forward()
+    masks.set("w", torch.tensor([True, True, True, False]))
+    masks.begin_forward()
+    assert parameter.tolist() == [1, 0, 3, 0]
+    masks.end_forward()
+    masks.drop("w")
+    masks.begin_forward()
+    assert (parameter.tolist(), len(masks)) == ([1, 0, 3, 0], 0)
+
+
+def test_a_mask_that_only_the_forward_pass_sees_rests_with_its_scale_between_active_epochs() -> None:
+    parameter, masks = scaled(forward_only=True, double_copies=True)
+    masks.activate([])
+    masks.begin_forward()
+    assert parameter.tolist() == [1, 2, 3, 4]
+
+
+def test_a_mask_that_is_kept_loses_its_scale() -> None:
+    parameter, masks = scaled(forward_only=True, double_copies=True)
+    masks.keep("w")
+    masks.begin_forward()
+    assert parameter.tolist() == [1, 0, 3, 0]
+    add_one(parameter, masks)
+    assert parameter.tolist() == [2, 0, 4, 0]
+
+
+def test_a_scale_is_part_of_the_state() -> None:
+    state = through_a_file(scaled()[1].state_dict())
+    assert state["w"]["scale"] == 2.0
+    parameter = nn.Parameter(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    masks = Masks({"w": parameter})
+    masks.load_state_dict(state)
+    masks.begin_forward()
+    assert parameter.tolist() == [2, 0, 6, 0]
+    masks.end_forward()
+    assert parameter.tolist() == [1, 0, 3, 0]
+
+
+def test_a_scale_is_put_back_when_a_listener_fails_over_the_next_mask() -> None:
+    parameter, masks = scaled()
+    restore = masks.snapshot(["w"])
+    masks.set("w", torch.tensor([False, False, True, False]), scale=4.0)
+    restore()
+    masks.begin_forward()
+    assert parameter.tolist() == [2, 0, 6, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_16_bits_come_back_from_a_scale_bit_for_bit(dtype: torch.dtype) -> None:
+    weights = torch.linspace(-1, 1, 30).to(dtype)
+    parameter = nn.Parameter(weights.clone())
+    masks = Masks({"w": parameter})
+    masks.set("w", torch.ones(30, dtype=torch.bool), scale=30 / 7)
+    masks.activate(["w"])
+    masks.begin_forward()
+    assert not torch.equal(parameter, weights)
+    masks.end_forward()
+    assert torch.equal(parameter, weights)
+
+
+def dropping(args: dict[str, bool] | None = None, when: dict[str, int] | None = None) -> dict[str, Any]:
+    return pruning(
+        "BernoulliFilterPruner", when, args, weights="fc1.weight", granularity={"dim": 0}, desired_sparsity=0.5
+    )
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        None,
+        {"keep_mask": True},
+        {"discard_masks_at_minibatch_end": True, "use_double_copies": True, "mask_on_forward_only": True},
+        {"mask_gradients": True, "use_double_copies": True, "mask_on_forward_only": True},
+    ],
+)
+def test_a_run_under_a_scaling_pruner_resumed_within_an_epoch_equals_the_straight_one(
+    args: dict[str, bool] | None,
+) -> None:
+    def start() -> tuple[MLP, torch.optim.Optimizer, CompressionScheduler]:
+        model = MLP()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        return model, optimizer, CompressionScheduler.from_dict(dropping(args), model, optimizer, trace=SILENT)
+
+    model, optimizer, scheduler = start()
+    train_explicit(scheduler, optimizer, range(5))
+
+    before, first, halfway = start()
+    train_explicit(halfway, first, range(1))
+    halfway.on_epoch_begin(1)
+    step(before, first, halfway, 1, 0)
+    after, second, resumed = start()
+    after.load_state_dict(before.state_dict())
+    second.load_state_dict(first.state_dict())
+    resumed.load_state_dict(through_a_file(halfway.state_dict()))
+    for minibatch in (1, 2, 3):
+        step(after, second, resumed, 1, minibatch)
+    resumed.on_epoch_end(1)
+    train_explicit(resumed, second, range(2, 5))
+    assert {name: value.tolist() for name, value in after.state_dict().items()} == {
+        name: value.tolist() for name, value in model.state_dict().items()
+    }
+
+
+def step(
+    model: nn.Module, optimizer: torch.optim.Optimizer, scheduler: CompressionScheduler, epoch: int, minibatch: int
+) -> None:
+    x, y = batches()[minibatch]
+    scheduler.on_minibatch_begin(epoch, minibatch, 4)
+    loss = scheduler.before_backward_pass(epoch, minibatch, 4, nn.functional.cross_entropy(model(x), y))
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    scheduler.on_minibatch_end(epoch, minibatch, 4)
+
+
+def test_the_loss_of_a_scaling_pruner_is_that_of_the_scaled_weights_and_its_gradient_too() -> None:
+    model = MLP()
+    scheduler = CompressionScheduler.from_dict(dropping(), model, trace=SILENT)
+    scheduler.on_epoch_begin(0)
+    mask = scheduler.masks["fc1.weight"]
+    scale = mask.numel() / int(mask.sum())
+    by_hand, (x, y) = MLP(), batches()[0]
+    with torch.no_grad():
+        by_hand.fc1.weight.mul_(mask).mul_(scale)
+    expected = nn.functional.cross_entropy(by_hand(x), y)
+    scheduler.on_minibatch_begin(0, 0, 1)
+    loss = nn.functional.cross_entropy(model(x), y)
+    assert scale > 1
+    assert loss.item() == expected.item()
+
+
+@pytest.mark.parametrize("frequency", [1, 2])
+def test_a_dropped_row_stays_out_and_the_others_stay_scaled_in_every_epoch_in_which_the_mask_holds(
+    frequency: int,
+) -> None:
+    model = MLP()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    schedule = dropping(when=window(0, 3, frequency))
+    scheduler = CompressionScheduler.from_dict(schedule, model, optimizer, trace=SILENT)
+    for _ in scheduler.epochs(5):
+        mask = scheduler.masks["fc1.weight"].clone()
+        for x, y in scheduler.minibatches(batches(2)):
+            with torch.no_grad():
+                seen = model.fc1.weight.detach().clone()
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            scheduler._masks.end_forward()
+            own = model.fc1.weight.detach().clone()
+            optimizer.step()
+            assert torch.equal(seen, own * mask * (mask.numel() / int(mask.sum())))
+            assert not model.fc1.weight[~mask].any()
+
+
 @given(
     st.lists(st.sampled_from([-1.5, -0.0, 0.0, 0.5, 0.5, 2.0, 3.25, 1e-30]), max_size=40),
     st.floats(0, 1),
@@ -373,3 +587,54 @@ def test_the_path_for_accelerators_gives_the_same_masks(values: list[float], spa
     scores, count = torch.tensor(values), int(sparsity * len(values))
     if 0 < count < len(values):
         assert torch.equal(_on_device(scores, count), prune_lowest(scores, sparsity))
+
+
+STRUCTURES = {
+    "filters": ((4, 3, 5, 5), (4, 1, 1, 1)),
+    "filters of 1 × 1": ((4, 32, 1, 1), (4, 1, 1, 1)),
+    "rows": ((4, 32), (4, 1)),
+    "columns": ((4, 32), (1, 32)),
+    "kernels": ((4, 3, 5, 5), (4, 3, 1, 1)),
+    "few weights": ((4, 3), (4, 1)),
+    "all": ((4, 32), (1, 1)),
+    "none": ((0, 32), (0, 1)),
+}
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("args", [{}, {"double_copies": True}, {"scale": 2.0}])
+def test_a_mask_that_is_a_view_of_a_few_values_does_what_the_whole_mask_does(
+    structure: str, args: dict[str, Any]
+) -> None:
+    shape, thin = STRUCTURES[structure]
+    generator = torch.Generator().manual_seed(0)
+    view = (torch.rand(thin, generator=generator) > 0.5).expand(shape)
+    outcomes = []
+    for mask in (view, view.contiguous()):
+        parameter = nn.Parameter(torch.arange(1.0, 1 + math.prod(shape)).reshape(shape))
+        masks = Masks({"w": parameter})
+        masks.set("w", mask, **args)
+        masks.activate(["w"])
+        masks.begin_forward()
+        forward = parameter.detach().clone()
+        masks.end_forward()
+        with torch.no_grad():
+            parameter.add_(1)
+        masks.enforce()
+        state = masks.state_dict()
+        restored = Masks({"w": parameter})
+        restored.load_state_dict(state)
+        masks.intersect("w", torch.ones(shape, dtype=torch.bool))
+        outcomes.append((forward, parameter.detach(), masks.sparsity("w"), masks["w"], state["w"]["pruned"]))
+        assert masks["w"].is_contiguous()
+        assert restored["w"].equal(mask)
+    for one, other in zip(*outcomes, strict=True):
+        assert torch.equal(torch.as_tensor(one), torch.as_tensor(other))
+
+
+def test_a_mask_does_not_follow_what_becomes_of_the_values_that_it_was_a_view_of() -> None:
+    values = torch.tensor([[True], [False]])
+    masks = Masks({"w": nn.Parameter(torch.ones(2, 32))})
+    masks.set("w", values.expand(2, 32))
+    values.fill_(False)
+    assert masks["w"].sum(1).tolist() == [32, 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,11 +14,15 @@ from prunekit import (
     ComponentSpec,
     CompressionScheduler,
     PolicySpec,
+    Progress,
     Schedule,
     ScheduleError,
     StateError,
     Window,
+    hookimpl,
+    load_plugins,
 )
+from prunekit.plugins import Listener
 
 EPOCHS = 8
 PRUNERS: dict[str, dict[str, Any]] = {
@@ -159,6 +164,48 @@ def test_resume_between_two_minibatches(name: str) -> None:
         minibatch_of(resumed, 3, minibatch, data)
     resumed.scheduler.on_epoch_end(3, {"min": 1.0, "max": 0.5})
     assert equal(straight.state(), resumed.state())
+
+
+class Beginnings:
+    """A component and a listener alike: what it hears of the beginning."""
+
+    def __init__(self) -> None:
+        self.heard: list[Any] = []
+
+    @hookimpl
+    def on_train_begin(self, progress: Progress) -> None:
+        self.heard.append(("train", tuple(progress)))
+
+    @hookimpl
+    def on_epoch_begin(self, progress: Progress) -> None:
+        self.heard.append(("epoch", progress.epoch))
+
+    @hookimpl
+    def on_minibatch_begin(self, progress: Progress) -> None:
+        self.heard.append(("minibatch", progress.minibatch))
+
+
+@pytest.mark.parametrize("event", ["on_minibatch_begin", "on_minibatch_end", "on_epoch_end"])
+def test_a_run_that_is_resumed_within_an_epoch_begins_with_its_first_event(event: str) -> None:
+    def begin() -> tuple[CompressionScheduler, Beginnings, Beginnings]:
+        component, listener = ComponentSpec("extension", "c", Beginnings), Beginnings()
+        schedule = Schedule([component], [PolicySpec("extension", "c", Window(0, 3))])
+        plugins = replace(load_plugins(), listeners=(Listener("hears", "hears", "1", listener),))
+        scheduler = CompressionScheduler(schedule, MLP(), trace=SILENT, plugins=plugins)
+        return scheduler, listener, scheduler._components["extensions.c"]
+
+    first, _, _ = begin()
+    first.on_epoch_begin(1)
+    first.on_minibatch_begin(1, 0, 2)
+    resumed, listener, component = begin()
+    resumed.load_state_dict(first.state_dict())
+    assert listener.heard == []
+    getattr(resumed, event)(*(1,) if event == "on_epoch_end" else (1, 1, 2))
+    resumed.on_epoch_begin(2)
+    when = (1, -1, 2) if event == "on_epoch_end" else (1, 1, 2)
+    more = [("minibatch", 1)] if event == "on_minibatch_begin" else []
+    assert listener.heard == [("train", when), *more, ("epoch", 2)]
+    assert component.heard == [*more, ("epoch", 2)]  # as in a run that was not stopped
 
 
 def minibatch_of(run: Run, epoch: int, minibatch: int, data: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
@@ -775,3 +776,28 @@ def test_a_file_that_can_not_be_read_is_no_schedule_error(tmp_path: Path) -> Non
         Schedule.from_yaml(tmp_path / "none.yaml")
     with pytest.raises(IsADirectoryError):
         Schedule.from_yaml(tmp_path)
+
+
+# Scaled to runs of another length
+
+
+@pytest.mark.parametrize(
+    ("window", "factor", "expected"),
+    [
+        (Window(0, 30, 2), 0.1, [0, 1, 2]),
+        (Window(30, 50, 2), 0.1, [3, 4]),
+        (Window(4, 16, 4), 0.5, [2, 4, 6]),
+        (Window(24, 25), 0.1, [2]),
+        (Window(1, 3), 2, [2, 4]),
+        (Window(epochs=[0, 1, 30]), 0.1, [0, 3]),
+    ],
+)
+def test_a_scaled_window_has_its_epochs_times_the_factor_rounded_down(window, factor, expected):
+    assert list(window.scaled(factor).active) == expected
+
+
+@given(st.integers(0, 50), st.integers(1, 50), st.integers(1, 50), st.sampled_from([0.1, 0.25, 0.5, 1, 3]))
+def test_windows_that_follow_each_other_still_do_when_they_are_scaled(start, first, second, factor):
+    one, other = Window(start, start + first), Window(start + first, start + first + second)
+    if math.floor(one.ending_epoch * factor) > math.floor(one.starting_epoch * factor):
+        assert set(one.scaled(factor).active).isdisjoint(other.scaled(factor).active)

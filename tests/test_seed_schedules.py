@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -10,9 +11,12 @@ from typing import Any
 import pytest
 import torch
 from test_bus import Recorder
+from torch import nn
 
 from examples import mnist
+from examples.models.preact_resnet import PreactResNet
 from prunekit import Application, CompressionScheduler, ScheduleError, Trace
+from prunekit.selectors import without_module
 
 SCHEDULES = Path(__file__).parents[1] / "examples" / "schedules"
 SENSITIVITIES = {
@@ -43,8 +47,6 @@ class Run:
         self.data = [(x[:8], y[:8]) for x, y in islice(self.app.train_loader, 2)]
 
     def name(self, bare: str) -> str:
-        from prunekit.selectors import without_module
-
         return next(n for n, _ in self.app.model.named_parameters() if without_module(n) == bare)
 
     def weight(self, bare: str) -> torch.Tensor:
@@ -123,8 +125,107 @@ def test_mixed_pruning_and_regularization(make: Callable[..., Application]) -> N
     assert [line["epoch"] for line in run.recorder.events("learning rate changed")] == list(range(24, 40))
 
 
-@pytest.mark.parametrize("schedule", ["dorefa_quantization.yaml", "dorefa_block_overrides.yaml"])
-def test_a_schedule_with_a_quantizer_that_is_not_installed_says_so(schedule: str) -> None:
+# Quantization
+
+
+class NetOfNames(nn.Module):
+    """conv1, relu1, block1 with conv1 and relu, fc and final_relu: what the quantization schedules name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv1, self.relu1 = nn.Conv2d(1, 4, 3), nn.ReLU()
+        self.block1 = nn.Sequential(OrderedDict(conv1=nn.Conv2d(4, 4, 3), relu=nn.ReLU()))
+        self.final_relu, self.fc = nn.ReLU(), nn.Linear(4, 10)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        features = self.block1(self.relu1(self.conv1(images)))
+        return self.fc(self.final_relu(features.mean((2, 3))))
+
+
+def net_of_names(seed: int, wrap: Callable[[nn.Module], nn.Module] = lambda model: model) -> Application:
+    model = wrap(NetOfNames())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    batch = torch.randn(8, 1, 8, 8), torch.arange(8)
+    return Application(model, optimizer, [batch, batch], [batch], nn.functional.cross_entropy)
+
+
+def wrapped_net_of_names(seed: int) -> Application:
+    return net_of_names(seed, nn.DataParallel)
+
+
+def preact_resnet(seed: int) -> Application:
+    torch.manual_seed(seed)
+    model = PreactResNet(blocks=(1, 1), stem=True, width=4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    batch = torch.randn(8, 1, 8, 8), torch.arange(8)
+    return Application(model, optimizer, [batch, batch], [batch], nn.functional.cross_entropy)
+
+
+def bits_of(run: Run) -> dict[str, tuple[int | None, int | None]]:
+    """Module -> bits of weights and activations, from the one line that says so."""
+    (line,) = run.recorder.events("modules quantized")
+    return {without_module(name): (given["weights"], given["activations"]) for name, given in line["bits"].items()}
+
+
+def levels(run: Run, module: str) -> int:
+    """How many different weights a module computes with."""
+    modules = {without_module(name): m for name, m in run.app.model.named_modules()}
+    return len(modules[module].weight.detach().unique())
+
+
+def trained_for_201_epochs(run: Run, layers: list[str]) -> dict[int, list[int]]:
+    """How many different weights layers have after the first epoch, the last of the window, and the one behind it."""
+    seen: dict[int, list[int]] = {}
+    run.train(201, lambda epoch: seen.update({epoch: [levels(run, layer) for layer in layers]}))
+    return {epoch: seen[epoch] for epoch in (0, 199, 200)}
+
+
+@pytest.mark.parametrize("make", [net_of_names, wrapped_net_of_names])
+def test_dorefa_quantization_leaves_four_modules_alone(make: Callable[..., Application]) -> None:
+    run = Run(make, "dorefa_quantization.yaml", lr=0.01)
+    seen = trained_for_201_epochs(run, ["conv1", "block1.conv1", "fc"])
+    assert bits_of(run) == {"block1.conv1": (4, None), "block1.relu": (None, 8)}
+    assert seen == {0: [36, seen[0][1], 40], 199: [36, seen[199][1], 40], 200: [36, 144, 40]}
+    assert max(seen[0][1], seen[199][1]) <= 16
+
+
+def test_dorefa_quantization_of_a_residual_network() -> None:
+    run = Run(preact_resnet, "dorefa_quantization.yaml", lr=0.01)
+    run.train(2)
+    bits, modules = bits_of(run), dict(run.app.model.named_modules())
+    alone = {"conv1", "relu1", "final_relu", "fc"}
+    convolutions = {name for name, m in modules.items() if isinstance(m, nn.Conv2d)} - alone
+    activations = {name for name, m in modules.items() if isinstance(m, nn.ReLU)} - alone
+    assert bits == {**dict.fromkeys(convolutions, (4, None)), **dict.fromkeys(activations, (None, 8))}
+    assert all(levels(run, name) <= 16 for name in convolutions)
+    assert levels(run, "fc") == modules["fc"].weight.numel()
+
+
+@pytest.mark.parametrize("make", [net_of_names, wrapped_net_of_names])
+def test_dorefa_overrides_of_a_block(make: Callable[..., Application]) -> None:
+    run = Run(make, "dorefa_block_overrides.yaml", lr=0.01)
+    seen = trained_for_201_epochs(run, ["conv1", "block1.conv1", "fc"])
+    assert bits_of(run) == {
+        "conv1": (4, None),
+        "relu1": (None, 8),
+        "block1.conv1": (2, None),
+        "block1.relu": (None, 8),
+        "final_relu": (None, 8),
+        "fc": (4, None),
+    }
+    (line,) = run.recorder.events("modules quantized")
+    block = next(given for name, given in line["bits"].items() if without_module(name) == "block1.conv1")
+    assert block["by"].endswith("dorefa_block_overrides.yaml:8:7, block1.conv*")
+    assert seen[200] == [36, 144, 40]
+    for epoch in (0, 199):
+        assert seen[epoch][0] <= 16 and seen[epoch][1] <= 4 and seen[epoch][2] <= 16
+
+
+def test_a_schedule_whose_modules_are_not_there_says_which() -> None:
     app = mnist.lenet5(seed=0)
-    with pytest.raises(ScheduleError, match=r"quantizers\.dorefa_quantizer\.class: no quantizer is registered"):
-        CompressionScheduler.from_yaml(SCHEDULES / schedule, app.model, app.optimizer)
+    with pytest.raises(ScheduleError) as error:
+        CompressionScheduler.from_yaml(SCHEDULES / "dorefa_quantization.yaml", app.model, app.optimizer)
+    missing = [problem.path for problem in error.value.problems]
+    assert missing[-1].startswith("quantizers.dorefa_quantizer.bits_overrides.")
+    assert "matches no module that can be quantized" in str(error.value)

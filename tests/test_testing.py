@@ -5,14 +5,15 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import wrong_components
 from wrong_components import Compounds, Gambler, Penalty, Right, TiesGoTogether
 
-from prunekit import PluginError
+from prunekit import PluginError, hookimpl
 from prunekit.errors import PrunekitError
 from prunekit.testing import LAWS, LawsBroken, check_component
 
@@ -48,6 +49,12 @@ def test_what_is_right_keeps_every_law_of_its_kind(cls: type, given: dict[str, f
     assert {*report.kept, *report.not_applicable} == {law.name for law in LAWS.values() if kind in law.kinds}
     reasons = {"state_round_trip": "it has no state_dict() and load_state_dict()"}
     assert report.not_applicable == reasons | ({} if cls is Right else {"boolean_masks": "it makes no masks"})
+
+
+def test_a_quantizer_of_modules_is_given_bits_and_keeps_every_law_of_its_kind() -> None:
+    report = check_component(wrong_components.Steps)
+    assert {*report.kept, *report.not_applicable} == {law.name for law in LAWS.values() if "quantizer" in law.kinds}
+    assert report.not_applicable == {"state_round_trip": "it has no state_dict() and load_state_dict()"}
 
 
 def test_a_failure_says_which_law_what_was_expected_what_came_and_how_to_see_it_again() -> None:
@@ -120,6 +127,27 @@ def test_a_class_that_no_other_process_can_import_is_not_tried_in_two() -> None:
     assert report.not_applicable == {
         "two_processes": "another process can't import a class of a function, a notebook or a script"
     }
+
+
+class Keeps:
+    """A listener that leaves a file in the folder of each run."""
+
+    folders: ClassVar[list[Path]] = []
+
+    @hookimpl
+    def on_train_begin(self, run_dir: Path) -> None:
+        self.folders.append(run_dir)
+        (run_dir / "file").touch()
+
+
+def test_what_a_listener_writes_is_gone_after_each_law(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Keeps.folders.clear()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    report = check_component(Keeps, kind="listener", laws=["runs", "deterministic"])
+    assert report.kept == ("runs", "deterministic")
+    assert len(set(Keeps.folders)) == 3
+    assert all(tmp_path in folder.parents for folder in Keeps.folders)
+    assert list(tmp_path.iterdir()) == []
 
 
 # pytest

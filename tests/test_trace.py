@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import structlog
 import torch
-from helpers import MLP, pruning, train_attached, window
+from helpers import MLP, pruning, train_attached, window, without_listeners
 from structlog.testing import capture_logs
 
 from prunekit import ComponentSpec, CompressionScheduler, PolicySpec, Schedule, Trace, Window
@@ -35,7 +35,7 @@ def traced(folder: Path, level: Any, schedule: dict[str, Any] | None = None, epo
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     trace = Trace(folder, level, logger=None)
     schedule = schedule or pruning(when=window(0, 1))
-    scheduler = CompressionScheduler.from_dict(schedule, model, optimizer, trace=trace)
+    scheduler = CompressionScheduler.from_dict(schedule, model, optimizer, trace=trace, plugins=without_listeners())
     train_attached(scheduler, optimizer, epochs)
     return [{key: value for key, value in line.items() if key != "timestamp"} for line in read(folder)]
 

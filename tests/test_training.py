@@ -11,6 +11,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from helpers import without_listeners
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -171,7 +172,15 @@ def test_evaluation_sees_the_masks_that_only_the_forward_pass_has() -> None:
 # What it leaves behind
 
 
-def test_a_run_leaves_a_trace_a_checkpoint_and_its_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def no_listeners(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody but prunekit writes into a run's folder, whoever else may be installed."""
+    monkeypatch.setattr("prunekit.training.load_plugins", lambda trust: without_listeners())
+
+
+def test_a_run_leaves_a_trace_a_checkpoint_and_its_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], no_listeners: None
+) -> None:
     result = train(application(), agp(), 6, run_dir=tmp_path / "run", seed=3, settings={"app": "x:y"})
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [CHECKPOINT, LOCK, RESULT, "trace.jsonl"]
     assert json.loads((tmp_path / "run" / RESULT).read_text()) == json.loads(json.dumps(result.to_dict()))
@@ -205,7 +214,7 @@ def test_a_checkpoint_that_fails_leaves_the_one_before_it_whole(
     assert not (tmp_path / f"{CHECKPOINT}.part").exists()
 
 
-def test_numbers_that_are_not_finite_are_null_in_the_result(tmp_path: Path) -> None:
+def test_numbers_that_are_not_finite_are_null_in_the_result(tmp_path: Path, no_listeners: None) -> None:
     run = application(loss=lambda outputs, targets: outputs.sum() * float("nan"))
     train(run, agp(0, 1), 1, run_dir=tmp_path, seed=0)
     assert json.loads((tmp_path / RESULT).read_text())["loss"] is None

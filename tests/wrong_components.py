@@ -9,11 +9,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
-from torch.nn import AdaptiveAvgPool2d, Module
+from torch.nn import AdaptiveAvgPool2d, Module, Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from prunekit import Context, NonNegative, Progress, Selectors, Sparsity, hookimpl, prune_count, prune_lowest
+from prunekit import (
+    BitsQuantizer,
+    Context,
+    NonNegative,
+    Progress,
+    Selectors,
+    Sparsity,
+    hookimpl,
+    prune_count,
+    prune_lowest,
+)
 
 Weights = Mapping[str, Tensor]
 
@@ -151,6 +161,45 @@ class TakesGradients(Right):
         for weight in parameters.values():
             weight.grad = None
         return super().compute_masks(parameters, context)
+
+
+class TakesGradientsAsItLooks(Right):
+    """Changes something itself, when it is shown gradients."""
+
+    breaks = ("hands_off",)
+
+    def observe(self, parameters: Mapping[str, Parameter], context: Context) -> None:
+        if context.window.is_open(context.progress.epoch):
+            for weight in parameters.values():
+                weight.grad = None
+
+
+class FloatMasksOfGradients(Right):
+    """Masks of 0 and 1, when it is shown gradients."""
+
+    breaks = ("boolean_masks",)
+
+    def observe(self, parameters: Mapping[str, Parameter], context: Context) -> Weights:
+        return {name: (weight.grad != 0).float() for name, weight in parameters.items()}  # type: ignore[union-attr]
+
+
+class NeedsGradients(Right):
+    """A frozen parameter has none."""
+
+    breaks = ("odd_parameters",)
+
+    def observe(self, parameters: Mapping[str, Parameter], context: Context) -> None:
+        torch.stack([weight.grad.abs().sum() for weight in parameters.values()])  # type: ignore[union-attr]
+
+
+class NeedsGradientsInFloat32(Right):
+    """numpy knows no bfloat16, of gradients neither."""
+
+    breaks = ("number_types",)
+
+    def observe(self, parameters: Mapping[str, Parameter], context: Context) -> None:
+        for gradient in (weight.grad for weight in parameters.values() if weight.grad is not None):
+            gradient.numpy()
 
 
 class TiesGoTogether(Right):
@@ -391,6 +440,68 @@ class Rounds:
 
     def quantize(self, name: str, weight: Tensor, context: Context) -> Tensor:
         return (weight * 8).round() / 8
+
+
+@dataclass(kw_only=True)
+class Steps(BitsQuantizer):
+    """Rounds what is between -1 and 1 to 2^k - 1 steps: what the quantizers below would be if they were right."""
+
+    def quantize(self, name: str, weight: Tensor, context: Context) -> Tensor:
+        return in_steps(weight.clamp(-1, 1), 2 ** (context.targets[name] - 1) - 1)
+
+    def quantize_activation(self, name: str, output: Tensor, context: Context) -> Tensor:
+        return in_steps(output.clamp(0, 1), 2 ** context.activations[name] - 1)
+
+
+def in_steps(values: Tensor, steps: float) -> Tensor:
+    return values + ((values * steps).round() / steps - values).detach()
+
+
+class RoundsActivations(Steps):
+    """Rounds what activations give without a straight-through estimator: nothing before them is ever trained."""
+
+    breaks = ("differentiable",)
+
+    def quantize_activation(self, name: str, output: Tensor, context: Context) -> Tensor:
+        return (output.clamp(0, 1) * 15).round() / 15
+
+
+class OneBitTooMany(Steps):
+    """2^k + 1 levels."""
+
+    breaks = ("levels",)
+
+    def quantize(self, name: str, weight: Tensor, context: Context) -> Tensor:
+        return in_steps(weight.clamp(-1, 1), 2 ** context.targets[name] / 2)
+
+
+class OneBitTooManyBehindARelu(Steps):
+    """2^k + 1 levels of activations."""
+
+    breaks = ("levels",)
+
+    def quantize_activation(self, name: str, output: Tensor, context: Context) -> Tensor:
+        return in_steps(output.clamp(0, 1), 2 ** context.activations[name])
+
+
+class DividesByZero(Steps):
+    """Peer failure 23: a pruned weight does not come out as zero."""
+
+    breaks = ("masked_zeros",)
+
+    def quantize(self, name: str, weight: Tensor, context: Context) -> Tensor:
+        values = super().quantize(name, weight, context)
+        return torch.where(weight == 0, values + torch.inf, values)
+
+
+class MovesIn(Steps):
+    """Peer failure 13: a model that it has prepared has another state."""
+
+    breaks = ("resume", "strict_load")
+
+    @hookimpl
+    def on_epoch_begin(self, model: Module) -> None:
+        model.register_buffer("scale", torch.ones(1))
 
 
 class BelowZero(LRScheduler):

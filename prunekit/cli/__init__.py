@@ -1,4 +1,4 @@
-"""The command line: `prunekit train`, `validate`, `plugins`, `new-plugin`, `trace`, `schema`."""
+"""The command line: `prunekit train`, `validate`, `quantize`, `export`, `plugins`, `new-plugin`, `trace`, `schema`."""
 
 from __future__ import annotations
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import rich_click as click
 
+from prunekit.cli.export import export
 from prunekit.cli.new_plugin import new_plugin
 from prunekit.cli.plugins import plugins
+from prunekit.cli.quantize import quantize
 from prunekit.cli.schema import schema
 from prunekit.cli.trace import trace
 from prunekit.cli.train import train
@@ -18,5 +20,5 @@ def prunekit() -> None:
     """Compress a PyTorch network while it trains, under a schedule that says what to do and when."""
 
 
-for _command in (train, validate, plugins, new_plugin, trace, schema):
+for _command in (train, validate, quantize, export, plugins, new_plugin, trace, schema):
     prunekit.add_command(_command)

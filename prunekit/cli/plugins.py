@@ -13,6 +13,7 @@ import rich_click as click
 
 from prunekit.cli.card import show as show_card
 from prunekit.cli.console import FAILED, complain, fits, new_table, show
+from prunekit.cli.trust import say_what_is_not_switched_off
 
 if TYPE_CHECKING:
     from prunekit.offers import Offer
@@ -56,6 +57,7 @@ def plugins(context: click.Context, check: bool, as_json: bool) -> None:
         rows = [_checked(row, offer) for row, offer in zip(rows, offers, strict=True)]
         rows += _at_run_time([offer for row, offer in zip(rows, offers, strict=True) if row.state == "ok"])
     rows += [_stray(offer) for offer in stray_offers()]
+    say_what_is_not_switched_off()
     if as_json:
         click.echo(json.dumps([_plain(row) for row in rows], indent=2))
     else:
@@ -77,15 +79,15 @@ def _offers() -> list[Offer]:
 
 def _row(offer: Offer, offers: Sequence[Offer]) -> Row:
     """What metadata tells of an offer."""
-    from prunekit.plugins import disabled_listeners
+    from prunekit.plugins import is_disabled
 
     row = _plain_row(offer)
     module = offer.module.partition(".")[0]
     others = [str(other) for other in offers if other != offer and (other.kind, other.name) == (offer.kind, offer.name)]
-    if offer.kind == "listener" and {offer.name, offer.distribution} & disabled_listeners():
+    if offer.kind == "listener" and is_disabled(offer):
         return replace(row, state="disabled", reason="by PRUNEKIT_DISABLE")
     if not _exists(module):
-        return replace(row, state="broken", reason=f"there is no module {module!r}")
+        return replace(row, state="broken", reason=f"there is no module {module!r}{offer.nearest_module}")
     if offer.incompatibility:
         return replace(row, state="incompatible", reason=offer.incompatibility)
     if others and offer.kind != "listener":
@@ -101,9 +103,11 @@ def _plain_row(offer: Offer) -> Row:
 def _stray(offer: Offer) -> Row:
     """An entry point that nobody looks for."""
     from prunekit.errors import did_you_mean
-    from prunekit.offers import GROUPS
+    from prunekit.offers import GROUPS, LISTENERS
 
-    reason = f"prunekit has no group {offer.group!r}{did_you_mean(offer.group, GROUPS.values())}"
+    listens = any(word in offer.group for word in ("listener", "hook", "plugin"))
+    hint = f"; listeners belong in {LISTENERS!r}" if listens else did_you_mean(offer.group, GROUPS.values())
+    reason = f"prunekit has no group {offer.group!r}{hint}"
     return replace(_plain_row(offer), state="broken", reason=reason)
 
 

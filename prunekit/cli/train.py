@@ -16,7 +16,7 @@ import rich_click as click
 
 from prunekit.cli.application import load_application
 from prunekit.cli.console import FAILED, INTERRUPTED, complain, errors_shown
-from prunekit.cli.trust import trust_of, trust_options
+from prunekit.cli.trust import say_what_is_not_switched_off, trust_of, trust_options
 from prunekit.cli.wanted import Wanted, wanted_run
 
 if TYPE_CHECKING:
@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 @click.argument("schedule", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--app", metavar="MODULE:FUNCTION", help="What gives the prunekit.Application to train.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Default: the end of the last policy that compresses.")
+@click.option(
+    "--scale-epochs",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="FACTOR",
+    help="Scale every policy's window, 0.1: a tenth as long. What components say in epochs stays. Default: 1.",
+)
 @click.option("--run-dir", type=click.Path(file_okay=False, path_type=Path), help="Default: runs/SCHEDULE-TIME.")
 @click.option("--seed", type=int, help="Of all random numbers, and given to the application. Default: 0.")
 @click.option("--device", help="cpu, cuda, … Default: where the application puts its model.")
@@ -60,6 +66,7 @@ def train(**options: Any) -> None:
 def _run(wanted: Wanted) -> None:
     from prunekit.cli.report import report
 
+    say_what_is_not_switched_off()
     result = _train(wanted, wanted.schedule, wanted.run_dir, resume=wanted.resume)
     if wanted.dense_baseline:
         result = replace(result, dense=_twin(wanted))

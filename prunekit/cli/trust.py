@@ -1,4 +1,4 @@
-"""`--allow-plugins` and `--locked`: which plugins a command may load."""
+"""`--allow-plugins`, `--locked` and PRUNEKIT_DISABLE: which plugins a command may load."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import rich_click as click
+
+from prunekit.cli.console import complain
 
 if TYPE_CHECKING:
     from prunekit.trust import Trust
@@ -39,3 +41,16 @@ def trust_of(allow_plugins: str | None, locked: str | Path | None) -> Trust:
 
     allow = None if allow_plugins is None else [name.strip() for name in allow_plugins.split(",") if name.strip()]
     return Trust(allow, None if locked is None else Lock.read(locked))
+
+
+def say_what_is_not_switched_off() -> None:
+    """Warn of names in PRUNEKIT_DISABLE that no listener has."""
+    from prunekit.errors import did_you_mean
+    from prunekit.offers import listener_offers, normal
+    from prunekit.plugins import DISABLE, disabled_listeners
+
+    offers = listener_offers()
+    known = [*(offer.name for offer in offers), *(offer.distribution for offer in offers)]
+    for name in sorted(disabled_listeners()):
+        if normal(name) not in map(normal, known):
+            complain(f"warning: {DISABLE} names {name!r}, and no listener is called that{did_you_mean(name, known)}")

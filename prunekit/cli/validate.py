@@ -11,7 +11,7 @@ import rich_click as click
 
 from prunekit.cli.application import load_application
 from prunekit.cli.console import FAILED, complain, errors_shown
-from prunekit.cli.trust import trust_of, trust_options
+from prunekit.cli.trust import say_what_is_not_switched_off, trust_of, trust_options
 
 if TYPE_CHECKING:
     from prunekit.application import Application
@@ -53,6 +53,7 @@ def validate(
 
     with errors_shown():
         plugins = load_plugins(trust_of(allow_plugins, locked))
+    say_what_is_not_switched_off()
     complain(*(f"warning: {listener.reason}" for listener in plugins.broken))
     application = None if app is None else load_application(app, seed)
     checked = [check(schedule, plugins, application, epochs) for schedule in schedules]
@@ -84,7 +85,7 @@ def check(
     errors = dict.fromkeys([*schedule.problems(), *built.problems, *plugins.problems])
     readable = schedule.components or schedule.policies or not errors
     findings = [("error", problem) for problem in errors]
-    findings += [("warning", problem) for problem in schedule.warnings()] if readable else []
+    findings += [("warning", problem) for problem in (*schedule.warnings(), *built.warnings)] if readable else []
     return schedule, sorted(findings, key=lambda finding: _place(finding[1]))
 
 

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunekit.cli.console import misuse
+from prunekit.cli.console import complain, misuse
 
 if TYPE_CHECKING:
     from prunekit.schedule import Schedule
@@ -61,14 +61,30 @@ def wanted_run(options: dict[str, Any]) -> Wanted:
     for key, what in (("schedule", "SCHEDULE"), ("app", "--app")):
         if merged[key] is None:
             raise misuse(f"{what} is missing")
-    schedule = merged["schedule"]
+    schedule, factor = merged["schedule"], given.get("scale_epochs")
     name = str(schedule) if isinstance(schedule, Path) else saved.get("schedule", str(folder))
+    if factor is not None:
+        schedule = _scaled(schedule, factor)
     run_dir = folder or given.get("run_dir") or _new_run_dir(Path(name))
-    wanted = {**{key: merged[key] for key in _SAVED}, "name": name}
+    wanted = {**{key: merged[key] for key in _SAVED}, "schedule": schedule, "name": name}
     wanted["locked"] = wanted["locked"] and str(wanted["locked"])
     wanted["epochs"] = wanted["epochs"] or _default_epochs(schedule)
     _check_device(wanted["device"])
     return Wanted(**wanted, run_dir=run_dir, resume=folder is not None)
+
+
+def _scaled(schedule: Schedule | Path, factor: float) -> Schedule:
+    """The schedule for a run `factor` times as long; what is wrong with it is told when the run is about to begin."""
+    from prunekit.schedule import parse
+    from prunekit.source import Source
+
+    if not isinstance(schedule, Path):
+        raise misuse("--resume goes on with the schedule as it was scaled: give no --scale-epochs")
+    scaled = parse(Source.from_file(schedule)).scaled(factor)
+    timed = sorted({spec.class_name for spec in scaled.components if spec.kind == "lr_scheduler"})
+    if timed:
+        complain(f"epochs scaled by {factor:g}; the arguments of {', '.join(timed)} are as written")
+    return scaled
 
 
 def _new_run_dir(schedule: Path) -> Path:

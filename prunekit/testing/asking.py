@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunekit.components import Context
+from prunekit.activations import INPUT
+from prunekit.components import Context, Observing
 from prunekit.testing.laws import QUANTIZER, REGULARIZER, NotApplicable
-from prunekit.testing.runs import WINDOW, Run, reseed
+from prunekit.testing.runs import MINIBATCHES, WINDOW, Run, reseed
 
 
 def masks_of(run: Run) -> Mapping[str, Tensor]:
@@ -28,6 +29,23 @@ def masks_of(run: Run) -> Mapping[str, Tensor]:
     return masks
 
 
+def observed_masks_of(run: Run) -> Mapping[str, Tensor]:
+    """The masks that a pruner which looks at gradients would set now: none where it is no such pruner."""
+    if not isinstance(run.component, Observing):
+        return {}
+    make_up_gradients(run)
+    with torch.no_grad():
+        return run.component.observe(run.policy.parameters, context_of(run)) or {}
+
+
+def make_up_gradients(run: Run) -> None:
+    """A gradient for each weight that is trained and has none, the same at every call."""
+    for weight in run.policy.parameters.values():
+        if weight.requires_grad and weight.grad is None:
+            made_up = torch.randn(weight.shape, generator=torch.Generator().manual_seed(9))
+            weight.grad = made_up.to(weight.dtype)
+
+
 def penalty_of(run: Run) -> Tensor:
     """What a regularizer would add to the loss now."""
     penalty: Tensor = run.component.penalty(run.policy.parameters, context_of(run))
@@ -40,6 +58,14 @@ def readings_of(run: Run) -> Iterator[tuple[str, Tensor, Tensor]]:
         yield name, run.component.quantize(name, weight, context_of(run)), weight
 
 
+def passings_of(run: Run, dtype: torch.dtype = torch.float32) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """What would go on in place of what each activation gives, and that, which is made up, the same at every call."""
+    for name in getattr(run.policy, "activations", ()):
+        made_up = torch.linspace(-1, 2, 4 * 96).reshape(96, 4).T.to(dtype).requires_grad_()
+        given = made_up if name == INPUT else made_up.relu()
+        yield name, run.component.quantize_activation(name, given, context_of(run)), made_up
+
+
 def context_of(run: Run) -> Context:
     """What the component may know now."""
     context: Context = run.policy.context(run.model, run.scheduler.masks, run.scheduler.progress)
@@ -47,15 +73,23 @@ def context_of(run: Run) -> Context:
 
 
 def ask(run: Run) -> None:
-    """What the component is asked in a step."""
+    """What the component is asked in a step, each time one mini-batch on."""
+    next_minibatch(run)
     if run.subject.kind == QUANTIZER:
         list(readings_of(run))
+        list(passings_of(run))
     elif run.subject.kind == REGULARIZER:
         penalty_of(run)
         with suppress(NotApplicable):
             masks_of(run)
     else:
         masks_of(run)
+        observed_masks_of(run)
+
+
+def next_minibatch(run: Run) -> None:
+    """Move time on without training."""
+    run.scheduler._minibatch, run.scheduler._minibatches = run.scheduler._minibatch + 1, MINIBATCHES
 
 
 def decisions(run: Run) -> dict[str, Any]:
@@ -70,13 +104,19 @@ def decisions(run: Run) -> dict[str, Any]:
             total.backward()  # type: ignore[no-untyped-call]
     if run.subject.kind == QUANTIZER:
         decided["values"] = {name: read.detach().clone() for name, read, _ in readings_of(run)}
+        decided["activations"] = {name: passed.detach().clone() for name, passed, _ in passings_of(run)}
     return decided
 
 
 def begin_window(run: Run) -> None:
-    """Begin every active epoch, and train in none."""
+    """Begin every active epoch, and train in none; a pruner that looks at gradients sees some that are made up."""
     for epoch in WINDOW.active:
         run.scheduler.on_epoch_begin(epoch)
+        if isinstance(run.component, Observing):
+            make_up_gradients(run)
+            run.scheduler.on_minibatch_begin(epoch, 0, MINIBATCHES)
+            run.scheduler.before_parameter_optimization(epoch, 0, MINIBATCHES)
+            run.scheduler.on_minibatch_end(epoch, 0, MINIBATCHES)
 
 
 def touched(run: Run) -> dict[str, Any]:

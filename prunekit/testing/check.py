@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from prunekit.errors import PrunekitError, did_you_mean
 from prunekit.testing import constructor_laws, growth_laws, mask_laws, process_laws, run_laws
-from prunekit.testing.laws import Broken, Failure, Law, LawsBroken, NotApplicable, Report
+from prunekit.testing.laws import LISTENER, Broken, Failure, Law, LawsBroken, NotApplicable, Report
 from prunekit.testing.subject import Subject, find_subject
 
 _BOOKS = (constructor_laws, mask_laws, run_laws, process_laws, growth_laws)
@@ -77,7 +80,8 @@ def try_law(law: Law, subject: Subject) -> Failure | None:
         NotApplicable: it has nothing to say about this subject.
     """
     try:
-        law.test(subject)
+        with _somewhere_to_write(subject) as subject:
+            law.test(subject)
     except NotApplicable:
         raise
     except Broken as broken:
@@ -86,3 +90,13 @@ def try_law(law: Law, subject: Subject) -> Failure | None:
         got = "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
         return Failure(law, "no exception", got, subject.reproduction(law.name))
     return None
+
+
+@contextmanager
+def _somewhere_to_write(subject: Subject) -> Iterator[Subject]:
+    """A listener may write into the folders of its runs, which are gone once the law has been tried."""
+    if subject.kind != LISTENER:
+        yield subject
+        return
+    with tempfile.TemporaryDirectory(prefix="prunekit-", ignore_cleanup_errors=True) as folder:
+        yield replace(subject, folder=folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Iterator
 from typing import Any
@@ -19,9 +20,11 @@ def typed_constructor(subject: Subject) -> None:
     """Every argument has a type, and a default of that type."""
     untyped = [argument.name for argument in _arguments(subject) if argument.annotation is Any]
     must(not untyped, "a type for every argument", f"none for {listed(untyped)}")
+    made = _made_anew(subject.cls)
     for argument in _arguments(subject):
         if not argument.required and not isinstance(argument.default, _MUTABLE):
-            wrong = list(check_value(argument.adapter(), argument.default, (argument.name,)))
+            default = made[argument.name]() if argument.name in made else argument.default
+            wrong = list(check_value(argument.adapter(), default, (argument.name,)))
             must(not wrong, "defaults of the argument's own type", listed(wrong))
 
 
@@ -49,6 +52,12 @@ def own_state(subject: Subject) -> None:
     must(not shared, "instances with nothing in common", f"both hold the same {listed(shared)}")
     of_class = [name for name, value in vars(subject.cls).items() if isinstance(value, _MUTABLE) and name[:2] != "__"]
     must(not of_class, "nothing on the class that can change", f"{listed(of_class)}")
+
+
+def _made_anew(cls: type) -> dict[str, Any]:
+    """The defaults of a dataclass that each instance makes for itself."""
+    fields = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+    return {f.name: f.default_factory for f in fields if f.default_factory is not dataclasses.MISSING}
 
 
 def _arguments(subject: Subject) -> list[Argument]:

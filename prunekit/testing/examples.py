@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from prunekit.arguments import Argument, arguments_of, check_value
+from prunekit.bits import BitsQuantizer
 from prunekit.components import Kind
 from prunekit.errors import PluginError
 
@@ -23,7 +24,7 @@ def example_arguments(cls: type, kind: Kind) -> dict[str, Any]:
     Raises:
         PluginError: the type of an argument suggests no value.
     """
-    made_up: dict[str, Any] = {}
+    made_up: dict[str, Any] = {"bits_weights": 4, "bits_activations": 4} if issubclass(cls, BitsQuantizer) else {}
     for argument in arguments_of(cls, kind):
         if argument.required:
             made_up[argument.name] = _example(argument, made_up)

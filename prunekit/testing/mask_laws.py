@@ -10,20 +10,25 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from prunekit.components import Observing, QuantizesModules
 from prunekit.errors import ScheduleError
+from prunekit.selection import prune_lowest
 from prunekit.testing.asking import (
     ask,
-    begin_window,
     context_of,
     decisions,
+    make_up_gradients,
     masks_of,
+    next_minibatch,
+    observed_masks_of,
+    passings_of,
     penalty_of,
     readings_of,
     touched,
 )
 from prunekit.testing.exactness import asked_sparsity, must_be_exact
 from prunekit.testing.laws import OWNERS, PRUNER, QUANTIZER, REGULARIZER, Broken, NotApplicable, law, listed, must
-from prunekit.testing.runs import WINDOW, Run, differences, reseed
+from prunekit.testing.runs import WINDOW, Run, batches, differences, reseed
 from prunekit.testing.subject import Subject
 from prunekit.testing.tiny import TinyNet
 
@@ -41,8 +46,9 @@ def decides(subject: Subject) -> None:
         penalty = penalty_of(run)
         must(bool(penalty != 0), "a penalty", f"{penalty.item()}")
     else:
-        same = [name for name, read, weight in readings_of(run) if torch.equal(read, weight)]
-        must(len(same) < len(run.policy.parameters), "values other than the float weights", "the float weights")
+        made = [*readings_of(run), *passings_of(run)]
+        same = [name for name, values, given in made if torch.equal(values, given)]
+        must(len(same) < len(made), "values other than those of the float model", "the same")
 
 
 @law(PRUNER, REGULARIZER, basic=True)
@@ -50,7 +56,8 @@ def boolean_masks(subject: Subject) -> None:
     """Masks are boolean, shaped like their parameters, and of these alone."""
     run = Run(subject)
     run.scheduler._epoch = WINDOW.first  # asked without the scheduler, which would refuse what is wrong
-    for name, mask in masks_of(run).items():
+    next_minibatch(run)
+    for name, mask in [*masks_of(run).items(), *observed_masks_of(run).items()]:
         must(name in run.policy.parameters, f"masks of {listed(run.policy.parameters)}", f"a mask of {name!r}")
         shape = tuple(run.policy.parameters[name].shape)
         is_mask = isinstance(mask, Tensor) and mask.dtype == torch.bool and tuple(mask.shape) == shape
@@ -62,6 +69,7 @@ def boolean_masks(subject: Subject) -> None:
 def hands_off(subject: Subject) -> None:
     """It returns what it wants and changes nothing itself: no weight, no gradient, no buffer."""
     run = Run(subject).train([1])
+    make_up_gradients(run)
     before = touched(run)
     ask(run)
     changed = list(differences(before, touched(run)))
@@ -108,6 +116,8 @@ def odd_parameters(subject: Subject) -> None:
                     f"{name} {odd}: handled, or refused by check()", f"{type(error).__name__}: {error}"
                 ) from error
             plain = _TWINS.get(odd)
+            if odd == _FROZEN and isinstance(run.component, Observing):
+                plain = None  # which has no gradient to look at
             if plain is not None:
                 changed = list(differences(decisions(Run(subject, model=_with_odd(name, plain))), outcome, exact=False))
                 must(not changed, f"{name} {odd}: as if it were not", listed(changed))
@@ -117,9 +127,9 @@ def odd_parameters(subject: Subject) -> None:
 def number_types(subject: Subject) -> None:
     """float32, bfloat16 and float16 weights alike: the count is exact, values are finite and of the weight's type."""
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        run = Run(subject, model=TinyNet().to(dtype))
+        run = Run(subject, model=TinyNet().to(dtype), rate=0.0)
         if subject.kind == PRUNER:
-            begin_window(run)
+            run.train(range(1, LAST + 1), [(images.to(dtype), classes) for images, classes in batches()])
             with suppress(NotApplicable):
                 must_be_exact(run, asked_sparsity(run), f"{dtype}: ")
         elif subject.kind == REGULARIZER:
@@ -131,11 +141,14 @@ def number_types(subject: Subject) -> None:
             for name, read, weight in readings_of(run):
                 must(read.dtype == weight.dtype, f"{name}: {weight.dtype}", str(read.dtype))
                 must(bool(read.isfinite().all()), f"{dtype}: finite values for {name}", "others")
+            for name, passed, given in passings_of(run, dtype):
+                must(passed.dtype == given.dtype, f"{name}: {given.dtype}", str(passed.dtype))
+                must(bool(passed.isfinite().all()), f"{dtype}: finite values for {name}", "others")
 
 
 @law(REGULARIZER, QUANTIZER)
 def differentiable(subject: Subject) -> None:
-    """Gradients reach every weight that is trained, and are finite, at zero weights too."""
+    """Gradients reach every weight that is trained, and every activation, and are finite, at zero weights too."""
     for what, model in (("random", TinyNet()), ("zero", _zeros())):
         run = Run(subject, model=model)
         trained = {name: p for name, p in run.policy.parameters.items() if p.requires_grad}
@@ -143,17 +156,53 @@ def differentiable(subject: Subject) -> None:
             total = penalty_of(run)
             must(total.dim() == 0, "a scalar penalty", f"shape {tuple(total.shape)}")
         else:
-            total = torch.stack([read.sum() for _, read, _ in readings_of(run)]).sum()
+            passed = list(passings_of(run))
+            trained |= {name: given for name, _, given in passed}
+            total = sum((made.sum() for _, made, _ in [*readings_of(run), *passed]), torch.zeros(()))
         must(total.requires_grad, "a result that depends on the weights", "one that is cut off from them")
         gradients = torch.autograd.grad(total, list(trained.values()), allow_unused=True)
         cut = [name for name, gradient in zip(trained, gradients, strict=True) if gradient is None]
-        must(not cut, "a gradient for every weight", f"none for {listed(cut)}")
+        must(not cut, "a gradient for every weight and activation", f"none for {listed(cut)}")
         bad = [n for n, g in zip(trained, gradients, strict=True) if g is not None and not g.isfinite().all()]
         must(not bad, f"finite gradients at {what} weights", f"others for {listed(bad)}")
         flat = [n for n, g in zip(trained, gradients, strict=True) if g is not None and not g.any()]
         must(what == "zero" or not flat, "gradients that are not all zero", f"zero for {listed(flat)}")
     if subject.kind == REGULARIZER:
         _check_gradient(subject)
+
+
+@law(QUANTIZER)
+def levels(subject: Subject) -> None:
+    """Of k bits there are at most 2^k values, in each tensor or in each channel of it."""
+    run = Run(subject, model=_spread())
+    if not isinstance(run.component, QuantizesModules):
+        raise NotApplicable("it does not say how many bits it gives")
+    run.scheduler.on_epoch_begin(WINDOW.first)
+    bits = {**run.policy.targets, **run.policy.activations}
+    for name, values, _ in [*readings_of(run), *passings_of(run)]:
+        channels = values.flatten(1) if values.dim() > 1 else values.reshape(1, -1)
+        most = min(_levels(values), max(map(_levels, channels)))
+        must(most <= 2 ** bits[name], f"{name}: at most {2 ** bits[name]} values of {bits[name]} bits", f"{most}")
+
+
+@law(QUANTIZER)
+def masked_zeros(subject: Subject) -> None:
+    """What is pruned reads as zero, whatever the quantizer makes of a zero."""
+    run = Run(subject).train([0])
+    for name, weight in run.policy.parameters.items():
+        run.scheduler._masks.set(name, prune_lowest(weight.detach().abs(), 0.5))
+    run.train(range(1, LAST + 1))
+    for name, weight in run.policy.parameters.items():
+        pruned = ~run.scheduler.masks[name]
+        read = run.scheduler._quantized.read(weight)[pruned]
+        wrong = int(read.count_nonzero()) + int(weight.detach()[pruned].count_nonzero())
+        must(not wrong, f"{name}: {int(pruned.sum())} pruned weights that read as zero", f"{wrong} that do not")
+
+
+def _levels(values: Tensor) -> int:
+    """How many different values there are, but for what rounding makes of a sum."""
+    ordered = values.detach().flatten().double().sort().values
+    return 1 + int((ordered.diff() > 1e-5 * ordered.abs().max()).sum()) if len(ordered) else 0
 
 
 def _counts(masks: Mapping[str, Tensor]) -> str:
@@ -179,16 +228,17 @@ def _transposed(weight: Tensor) -> Tensor:
     return weight.mT.contiguous().mT if weight.dim() > 1 else torch.stack([weight, weight], -1)[..., 0]
 
 
+_FROZEN = "that is frozen"
 _ODD: dict[str, tuple[Any, bool]] = {
     "with no element": (lambda weight: weight[:0], True),
     "with no dimension": (lambda weight: weight.reshape(-1)[0].clone(), True),
     "with one element": (lambda weight: weight.reshape(-1)[:1].reshape((1,) * weight.dim()).clone(), True),
     "that is constant": (torch.ones_like, False),
     "that is zero": (torch.zeros_like, False),
-    "that is frozen": (lambda weight: Parameter(weight.clone(), requires_grad=False), False),
+    _FROZEN: (lambda weight: Parameter(weight.clone(), requires_grad=False), False),
     "that is not contiguous": (_transposed, False),
 }
-_TWINS: dict[str, Any] = {"that is frozen": torch.clone, "that is not contiguous": torch.clone}
+_TWINS: dict[str, Any] = {_FROZEN: torch.clone, "that is not contiguous": torch.clone}
 """What an odd parameter must be treated like."""
 
 
@@ -198,6 +248,16 @@ def _with_ties() -> TinyNet:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_((parameter * 2).round() / 2)
+    return model
+
+
+def _spread() -> TinyNet:
+    """Weights evenly from -2 to 1.7 in each channel; of -2 to 2, rounded, both ends may be numbers of their own."""
+    model = TinyNet()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            values = torch.linspace(-2, 1.7, parameter.numel()).reshape(-1, len(parameter))
+            parameter.copy_(values.T.reshape(parameter.shape))
     return model
 
 

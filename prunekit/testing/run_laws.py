@@ -11,6 +11,7 @@ from prunekit.testing.laws import (
     COMPONENTS,
     LISTENER,
     LR_SCHEDULER,
+    QUANTIZER,
     NotApplicable,
     law,
     listed,
@@ -18,6 +19,7 @@ from prunekit.testing.laws import (
 )
 from prunekit.testing.runs import EPOCHS, MINIBATCHES, WINDOW, Run, differences, through_a_file
 from prunekit.testing.subject import Subject
+from prunekit.testing.tiny import TinyNet
 
 
 @law(*COMPONENTS, LISTENER, basic=True)
@@ -68,7 +70,8 @@ def resume(subject: Subject) -> None:
 def quiet_outside_its_window(subject: Subject) -> None:
     """Before its window opens, and while it is made, it changes nothing: no weight, no random number."""
     plain, with_it = (Run(subject, absent=absent).train([0]).outcome() for absent in (True, False))
-    found = list(differences({**plain, "component": {}}, {**with_it, "component": {}}))
+    rates = with_it["learning_rates"][: len(plain["learning_rates"])]  # a quantizer may train more than the model
+    found = list(differences({**plain, "component": {}}, {**with_it, "component": {}, "learning_rates": rates}))
     must(not found, "the run as it is without it", listed(found))
 
 
@@ -98,6 +101,19 @@ def compiled(subject: Subject) -> None:
     weights = {name.removeprefix("_orig_mod."): value for name, value in outcome["weights"].items()}
     found = list(differences({**eager, "random": 0}, {**outcome, "weights": weights, "random": 0}))
     must(not found, "the outcome of the model that is not compiled", listed(found))
+
+
+@law(QUANTIZER)
+def strict_load(subject: Subject) -> None:
+    """Under a quantizer a model has the state of a float one, loads its own, and its optimizer has its parameters."""
+    run = Run(subject).train(range(WINDOW.last))
+    state, plain = run.model.state_dict(), TinyNet()
+    must(list(state) == list(plain.state_dict()), f"the state {listed(plain.state_dict())}", listed(state))
+    run.model.load_state_dict(through_a_file(state))
+    plain.load_state_dict(state)
+    held = {id(parameter) for group in run.optimizer.param_groups for parameter in group["params"]}
+    lost = [name for name, parameter in run.model.named_parameters() if id(parameter) not in held]
+    must(not lost, "an optimizer with the parameters of the model", f"one without {listed(lost)}")
 
 
 @law(LR_SCHEDULER)

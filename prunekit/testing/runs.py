@@ -88,9 +88,8 @@ class Run:
         self.subject = subject
         self.model = wrap(model or TinyNet(seed))
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=rate, momentum=0.9)
-        # A listener may write into the run's folder.
-        self._folder = tempfile.TemporaryDirectory(prefix="prunekit-") if subject.kind == LISTENER else None
-        trace = Trace(self._folder.name if self._folder else None, "error", logger=None)
+        folder = None if subject.folder is None else tempfile.mkdtemp(dir=subject.folder)
+        trace = Trace(folder, "error", logger=None)
         seed_everything(seed)
         schedule, listeners = schedule_with(subject), []
         if absent:

@@ -17,7 +17,7 @@ from prunekit.components import Kind
 from prunekit.errors import ArgumentError, PluginError, did_you_mean
 from prunekit.learning_rate import LearningRateSchedule
 from prunekit.offers import GROUPS, component_offers, listener_offers
-from prunekit.plugins import Listener, hook_names, load_plugins, make_listener, must_be
+from prunekit.plugins import Listener, hook_names, load_plugins, must_be
 from prunekit.registry import Found
 from prunekit.testing.examples import example_arguments
 
@@ -26,7 +26,8 @@ from prunekit.testing.examples import example_arguments
 class Subject:
     """A component's class, or what a listener's entry point gives: a class, a module or an object.
 
-    `arguments` are the YAML keys that instances are made with; `given` says that they were not made up.
+    `arguments` are the YAML keys that instances are made with; `given` says that they were not made up. `folder` is
+    where the runs of a listener may write.
     """
 
     target: Any
@@ -36,6 +37,7 @@ class Subject:
     version: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     given: bool = False
+    folder: str | None = None
 
     @property
     def cls(self) -> type:
@@ -44,8 +46,8 @@ class Subject:
         return self.target
 
     def listener(self) -> Listener:
-        """The listener, a new instance of it where it is a class."""
-        return Listener(self.name, self.distribution, self.version, make_listener(self.target, self.name))
+        """The listener; each scheduler has a new instance of it where it is a class."""
+        return Listener(self.name, self.distribution, self.version, self.target)
 
     def make(self) -> Any:
         """A new instance; a learning-rate scheduler gets an optimizer of its own."""

@@ -31,6 +31,8 @@ class TinyNet(nn.Module):
                 if parameter.dim() > 1:
                     spread = (2 / parameter[0].numel()) ** 0.5
                     parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread)
+            for layer in (self.fc1, self.fc2):
+                layer.bias.copy_(torch.randn(layer.bias.shape, generator=generator) * 0.1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [n, 1, 8, 8] → scores [n, 4]."""

@@ -6,7 +6,6 @@ Each pair is timed in turn, A B A B …, and the ratio is that of the medians: a
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -14,31 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks.timing import Weights, in_turn, report, resnet50_shapes, seconds
 from torch import Tensor, nn
 
 from prunekit import CompressionScheduler, Trace
-
-# (out, in, kernel): the 54 weights of ResNet-50, 25.5 million in all.
-STAGES = [(64, 64, 256, 3), (256, 128, 512, 4), (512, 256, 1024, 6), (1024, 512, 2048, 3)]
-
-
-def resnet50_shapes() -> list[tuple[int, ...]]:
-    shapes: list[tuple[int, ...]] = [(64, 3, 7, 7)]
-    for wide_in, narrow, wide, blocks in STAGES:
-        for block in range(blocks):
-            before = wide_in if block == 0 else wide
-            shapes += [(narrow, before, 1, 1), (narrow, narrow, 3, 3), (wide, narrow, 1, 1)]
-            shapes += [(wide, before, 1, 1)] if block == 0 else []
-    return [*shapes, (1000, 2048)]
-
-
-class Weights(nn.Module):
-    """Parameters w0, w1, … of given shapes."""
-
-    def __init__(self, shapes: list[tuple[int, ...]], device: torch.device) -> None:
-        super().__init__()
-        for index, shape in enumerate(shapes):
-            setattr(self, f"w{index}", nn.Parameter(torch.randn(shape, device=device)))
 
 
 def pruner(level: float, frequency: int = 1, **keys: Any) -> dict[str, Any]:
@@ -49,30 +27,6 @@ def pruner(level: float, frequency: int = 1, **keys: Any) -> dict[str, Any]:
             {"pruner": {"instance_name": "p"}, "starting_epoch": 0, "ending_epoch": 10**9, "frequency": frequency}
         ],
     }
-
-
-def seconds(function: Callable[[], Any], device: torch.device) -> float:
-    start = time.perf_counter()
-    function()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def in_turn(device: torch.device, rounds: int, **functions: Callable[[], Any]) -> dict[str, float]:
-    """The median seconds of each function, called in turn."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(rounds + 2):
-        for name, function in functions.items():
-            times[name].append(seconds(function, device))
-    return {name: statistics.median(values[2:]) for name, values in times.items()}
-
-
-def report(benchmark: Any, device: torch.device, function: Callable[[], Any], **figures: float) -> None:
-    benchmark.extra_info.update({name: round(value, 4) for name, value in figures.items()})
-    name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu, one thread"
-    print(f"\n{benchmark.name} [{name}]: " + ", ".join(f"{key} {value:.4g}" for key, value in figures.items()))
-    benchmark.pedantic(function, rounds=3, iterations=1)
 
 
 def test_pruning_step(benchmark: Any, device: torch.device, tmp_path: Path) -> None:

@@ -104,6 +104,20 @@ def test_initial_sparsity_is_exact_where_the_formula_rounds_below_it():
     assert zeros_by_epoch(pruner, 10, 1, starting_epoch=0, ending_epoch=3) == [1]
 
 
+@pytest.mark.parametrize(
+    ("curve", "counts"),
+    [
+        ("cubic", [0, 7, 8]),
+        ("linear", [0, 4, 8]),
+        ("exponential", [0, 4, 8]),
+        ("one-shot", [8, 8, 8]),
+        ([0, 0.25, 1], [0, 2, 8]),
+    ],
+)
+def test_another_curve_leads_to_the_same_end(curve, counts):
+    assert zeros_by_epoch({**HALF, "curve": curve}, length=3, starting_epoch=0, ending_epoch=3) == counts
+
+
 def test_the_target_does_not_move_within_an_epoch():
     net = model(fc1=torch.arange(1.0, 17))
     schedule = {
@@ -298,7 +312,7 @@ few_values = st.lists(st.integers(-4, 4).map(float), min_size=1, max_size=60)
 def test_while_weights_stand_still_masks_are_nested_and_end_exactly_at_the_final_count(
     values, initial, rise, length, frequency
 ):
-    pruner = AutomatedGradualPruner(initial, initial + rise, "*")
+    pruner = AutomatedGradualPruner(initial_sparsity=initial, final_sparsity=initial + rise, weights="*")
     net, window = model(fc1=values), Window(2, 2 + length, frequency)
     gone: set[int] = set()
     for epoch in window.active:

@@ -279,6 +279,116 @@ def test_the_constructor_itself_refuses_an_unknown_group() -> None:
         GroupLassoRegularizer({"w": (0.1, "5D")})  # type: ignore[dict-item]
 
 
+# The gradient is made together with the penalty
+
+
+def by_definition(weight: Tensor, group: str) -> Tensor:
+    """Σ_g ||w_g||₂ in plain torch, in 64 bits."""
+    inside = {"2D": (2, 3), "3D": (1, 2, 3), "Filters": (1, 2, 3), "4D": (0, 1, 2, 3), "Rows": (1,), "Cols": (0,)}
+    terms = []
+    for name in group.split("+"):
+        if name == "Channels":
+            terms.append((weight.double().square().sum((0, 2, 3)) + 1e-8).sqrt().sum())
+        else:
+            terms.append(torch.linalg.vector_norm(weight.double(), 2, inside[name]).sum())
+    return torch.stack(terms).sum()
+
+
+def both_penalties(weight: Tensor, group: str) -> tuple[Tensor, Tensor]:
+    """Ours and the definition's, of strength 0.5."""
+    regularizer = GroupLassoRegularizer({"w": (0.5, group)})  # type: ignore[dict-item]
+    context = Context(nn.Identity(), {}, Progress(0), Window(0, 1), {"w": (0.5, group)}, {"w": "w"})
+    return regularizer.penalty({"w": weight}, context), 0.5 * by_definition(weight, group)  # type: ignore[dict-item]
+
+
+SHAPES = {"large": (600, 30, 3, 3), "kernels of one weight": (40, 50, 1, 1), "one filter": (1, 5, 2, 3)}
+FORMS: dict[str, Callable[[Tensor], Tensor]] = {
+    "float32": lambda weight: weight,
+    "float64": lambda weight: weight.double(),
+    "bfloat16": lambda weight: weight.bfloat16(),
+    "float16": lambda weight: weight.half(),
+    "channels last": lambda weight: weight.to(memory_format=torch.channels_last) if weight.dim() == 4 else weight.t(),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("group", get_args(GroupType))
+def test_penalty_and_gradient_are_those_of_the_definition(group: str, shape: str, form: str) -> None:
+    torch.manual_seed(0)
+    size = SHAPES[shape][:2] if parameter_of(group) == "fc.weight" else SHAPES[shape]
+    values = torch.randn(size)
+    values[0] = 0  # a group of zeros, in most shapes
+    weight = FORMS[form](values).detach().requires_grad_()
+    ours, definition = both_penalties(weight, group)
+    (gradient,) = torch.autograd.grad(ours, weight)
+    (expected,) = torch.autograd.grad(definition, weight)
+    tolerance = {"bfloat16": 1e-2, "float16": 1e-3}.get(form, 1e-6)
+    torch.testing.assert_close(ours.double(), definition, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(gradient, expected, rtol=tolerance, atol=tolerance)
+    assert gradient.dtype == weight.dtype
+    assert shape != "large" or gradient.stride() == weight.stride()
+
+
+@pytest.mark.parametrize("factor", [0.25, 65536.0, -1.0])
+@pytest.mark.parametrize("group", ["3D", "Channels", "2D"])
+def test_what_the_loss_is_multiplied_by_multiplies_the_gradient(group: str, factor: float) -> None:
+    net = Net()
+    (factor * total_loss(net, {"conv.weight": [1.0, group]})).backward()
+    assert net.conv.weight.grad is not None
+    (expected,) = torch.autograd.grad(factor * by_definition(net.conv.weight, group), net.conv.weight)
+    torch.testing.assert_close(net.conv.weight.grad, expected)
+
+
+@pytest.mark.parametrize("group", BY_HAND)
+def test_a_graph_that_is_retained_can_be_gone_through_again(group: str) -> None:
+    weight = Net().get_parameter(parameter_of(group))
+    ours, _ = both_penalties(weight, group)
+    gradients = [torch.autograd.grad(ours, weight, retain_graph=True)[0] for _ in range(3)]
+    torch.testing.assert_close(gradients[1:], gradients[:1] * 2)
+    gradients[0].zero_()
+    assert gradients[1].any(), "each has memory of its own"
+
+
+def test_a_gradient_that_somebody_holds_is_not_written_to_later() -> None:
+    weight = Net().conv.weight
+    (first,) = torch.autograd.grad(both_penalties(weight, "3D")[0], weight)
+    held = first.clone()
+    with torch.no_grad():
+        weight.mul_(-2).add_(1)
+    torch.autograd.grad(both_penalties(weight, "3D")[0] * 3, weight)
+    assert torch.equal(first, held)
+
+
+@pytest.mark.parametrize("group", BY_HAND)
+def test_the_gradient_can_be_differentiated_further(group: str) -> None:
+    torch.manual_seed(0)
+    shape = (4, 2) if parameter_of(group) == "fc.weight" else (2, 2, 1, 2)
+    weight = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    direction = torch.randn(shape, dtype=torch.float64)
+    products = []
+    for penalty in both_penalties(weight, group):
+        (gradient,) = torch.autograd.grad(penalty, weight, create_graph=True)
+        products.append(torch.autograd.grad((gradient * direction).sum(), weight)[0])
+    torch.testing.assert_close(*products)
+
+
+def test_without_gradients_the_penalty_is_the_same() -> None:
+    weight = Net().conv.weight
+    with torch.no_grad():
+        penalty, definition = both_penalties(weight, "3D")
+    assert (penalty.item(), penalty.requires_grad) == (pytest.approx(definition.item()), False)
+
+
+def test_a_frozen_weight_counts_and_gets_no_gradient() -> None:
+    net = Net()
+    net.fc.weight.requires_grad_(False)
+    loss = total_loss(net, {"fc.weight": [1.0, "Rows"], "conv.weight": [1.0, "3D"]})
+    loss.backward()
+    assert (loss.item(), net.fc.weight.grad) == (pytest.approx(10 + 17 + 18), None)
+    assert net.conv.weight.grad is not None
+
+
 # The laws of every component
 
 

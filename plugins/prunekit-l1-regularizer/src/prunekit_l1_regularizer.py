@@ -21,7 +21,8 @@ class L1Regularizer:
     Tibshirani 1996, "Regression shrinkage and selection via the lasso".
 
     Args:
-        reg_regims: the parameters, each with its strength.
+        reg_regims: the parameters (names, globs, `re:` patterns; `'*'` is every other one, biases included), each with
+            its strength.
         threshold_criteria: given, weights with |w| <= strength are set to zero after each mini-batch. A group of one
             weight has one magnitude: `Mean_Abs` and `Max` mean the same here.
     """

@@ -19,8 +19,9 @@ class SparsityLevelParameterPruner:
     The simplest of magnitude pruners, and what others (AGP, equation 1 of arXiv 1710.01878) do at each of their steps.
 
     Args:
-        levels: parameter -> s, the fraction of zeros, 0 to 1. Tensors of any shape, each ranked by itself. A tensor
-            of which s is less than one element is left alone.
+        levels: the sparsity s of each parameter (name, glob or `re:` pattern), 0 to 1; `'*'` is every parameter that
+            no other key selects, biases included. Tensors of any shape, each ranked by itself. A tensor of which s is
+            less than one element is left alone.
     """
 
     levels: dict[str, Sparsity]

@@ -20,8 +20,9 @@ class MagnitudeParameterPruner:
     removed".
 
     Args:
-        thresholds: parameter -> t, not negative, in the units of the weights. Tensors of any shape. The comparison is
-            made in the weight's own type: t is rounded to it first.
+        thresholds: the threshold t of each parameter (name, glob or `re:` pattern), not negative, in the units of its
+            weights; `'*'` is every parameter that no other key selects, biases included. Tensors of any shape. The
+            comparison is made in the weight's own type: t is rounded to it first.
     """
 
     thresholds: dict[str, NonNegative]

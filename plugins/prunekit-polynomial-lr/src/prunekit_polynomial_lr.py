@@ -17,9 +17,9 @@ class PolynomialLR(LRScheduler):
 
     Args:
         optimizer: whose groups give the base learning rates.
-        T_max: the epoch at which the rate is zero, and turns.
-        power: of the polynomial; 1 is a straight line.
-        total_iters: the epoch from which the rate is zero.
+        T_max: the epoch at which the rate is zero, and turns; at least 1.
+        power: 1 is a straight line, 2 falls fast and then ever slower.
+        total_iters: the epoch from which on the rate is zero; at least 1.
         last_epoch: the epoch to continue from; -1 starts anew.
     """
 

@@ -23,7 +23,9 @@ class SensitivityPruner:
     standard deviation of a layer's weights".
 
     Args:
-        sensitivities: parameter -> s, not negative. Tensors of any shape, each measured and pruned by itself.
+        sensitivities: the sensitivity s of each parameter (name, glob or `re:` pattern), not negative; `'*'` is every
+            parameter that no other key selects, biases and batch norms included. Tensors of any shape, each measured
+            and pruned by itself.
     """
 
     sensitivities: dict[str, NonNegative]

@@ -1,8 +1,9 @@
-"""What happens to a network, in TensorBoard: sparsity, loss terms, learning rates, mask changes, weights."""
+"""What happens to a network, in TensorBoard: sparsity, mask changes, loss terms, learning rates, metrics, weights."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from prunekit import MaskChange, Progress, hookimpl
+from prunekit import MaskChange, Parameters, Progress, hookimpl
 
 FOLDER = "tensorboard"
 """Within the run's folder."""
@@ -25,21 +26,27 @@ class TensorBoard:
     def __init__(self) -> None:
         self._folder: Path | None = None
         self._writer: Any = None
-        self._before: dict[str, Tensor] = {}
+        self._before: dict[str, Tensor] | None = None
+        """The masks that the epoch began with; None while they are not known."""
+        self._written: dict[str, float] | None = None
+        """The sparsities of the epoch that has ended; None while one lasts."""
 
     @hookimpl
-    def on_train_begin(self, run_dir: Path | None) -> None:
+    def on_state_restored(self) -> None:
+        self._close()
+        self._before = None
+
+    @hookimpl
+    def on_train_begin(self, masks: Mapping[str, Tensor], run_dir: Path | None) -> None:
         self._folder = None if run_dir is None else run_dir / FOLDER
+        self._remember(masks)
 
     @hookimpl
-    def on_masks_changed(self, changes: Sequence[MaskChange], progress: Progress) -> None:
-        for change in changes:
-            self._scalar(f"sparsity/{change.parameter}", change.sparsity_after, progress)
-
-    @hookimpl
-    def on_loss_terms(self, means: Mapping[str, float], progress: Progress) -> None:
-        for name, mean in means.items():
-            self._scalar(f"loss/{name}", mean, progress)
+    def on_epoch_begin(self, masks: Mapping[str, Tensor], progress: Progress) -> None:
+        self._written = None
+        self._write({}, progress)  # a folder that can't be written shows before anything is trained
+        if self._before is None:
+            self._remember(masks)
 
     @hookimpl
     def on_epoch_end(
@@ -52,35 +59,70 @@ class TensorBoard:
     ) -> None:
         if self._folder is None:
             return
-        for name, value in (metrics or {}).items():
-            self._scalar(f"metric/{name}", value, progress)
-        for group, values in enumerate(optimizer.param_groups if optimizer is not None else ()):
-            self._scalar(f"learning_rate/{group}", float(values["lr"]), progress)
-        for name, mask in masks.items():
-            before = self._before.get(name, torch.ones_like(mask))
-            self._scalar(f"mask_changes/{name}", int((mask != before).sum()), progress)
-            self._before[name] = mask.clone()
-        for name, weight in model.named_parameters():
-            kept = weight.detach()[masks[name]] if name in masks else weight.new_empty(0)
-            shown = kept[kept.abs() < LARGEST]
+        groups = [] if optimizer is None else optimizer.param_groups
+        self._write({f"learning_rate/{index}": float(group["lr"]) for index, group in enumerate(groups)}, progress)
+        self._write({f"metric/{name}": float(value) for name, value in (metrics or {}).items()}, progress)
+        if self._before is not None:
+            self._write(dict(mask_changes(self._before, masks)), progress)
+        self._remember(masks)
+        self._written, total, zeros = {}, 0, 0
+        for name, parameter in Parameters.of(model).by_name.items():
+            kept = parameter.detach()[masks[name]] if name in masks else parameter.detach()
+            size, nonzero = parameter.numel(), int(kept.count_nonzero())
+            total, zeros = total + size, zeros + size - nonzero
+            if parameter.dim() > 1 or name in masks:
+                self._written[name] = (size - nonzero) / max(size, 1)
+            shown = kept[kept.abs() < LARGEST] if name in masks else kept[:0]
             if shown.numel():
-                self._open().add_histogram(f"weights/{name}", shown, progress.epoch)
-        self._open().flush()
+                self._writer.add_histogram(f"weights/{name}", shown.float(), progress.epoch)
+        self._write({f"sparsity/{name}": sparsity for name, sparsity in self._written.items()}, progress)
+        self._write({"sparsity/all": zeros / max(total, 1)}, progress)
+
+    @hookimpl
+    def on_masks_changed(self, changes: Sequence[MaskChange], progress: Progress) -> None:
+        """What is told after the epoch has ended, where that is news."""
+        if self._written is None:
+            return
+        for change in changes:
+            name, sparsity = change.parameter, change.sparsity_after
+            if self._written.get(name) != sparsity:
+                self._written[name] = sparsity
+                self._write({f"sparsity/{name}": sparsity}, progress)
+
+    @hookimpl
+    def on_loss_terms(self, means: Mapping[str, float], progress: Progress) -> None:
+        self._write({f"loss/{name}": mean for name, mean in means.items()}, progress)
 
     @hookimpl
     def on_train_end(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        self._close()
 
-    def _scalar(self, name: str, value: float, progress: Progress) -> None:
-        if self._folder is not None:
-            self._open().add_scalar(name, value, progress.epoch)
+    def _remember(self, masks: Mapping[str, Tensor]) -> None:
+        self._before = None if self._folder is None else {name: mask.clone() for name, mask in masks.items()}
 
-    def _open(self) -> Any:
-        """The writer, opened when there is something to write."""
+    def _write(self, scalars: Mapping[str, float], progress: Progress) -> None:
+        """To the disk at once: a run that is killed loses no epoch that has ended."""
+        if self._folder is None:
+            return
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(self._folder))
-        return self._writer
+            # What a run that was stopped has written for this epoch and later ones is void.
+            self._writer = SummaryWriter(str(self._folder), purge_step=progress.epoch)
+            self._closing = weakref.finalize(self, self._writer.close)  # a loop may never say that training ends
+        for tag, value in scalars.items():
+            self._writer.add_scalar(tag, value, progress.epoch)
+        self._writer.flush()
+
+    def _close(self) -> None:
+        if self._writer is not None:
+            self._closing()
+            self._writer = None
+
+
+def mask_changes(before: Mapping[str, Tensor], now: Mapping[str, Tensor]) -> Iterator[tuple[str, int]]:
+    """How many weights of each parameter changed sides; without a mask all are kept."""
+    for name in {**before, **now}:
+        mask = now[name] if name in now else torch.ones_like(before[name])
+        former = before[name] if name in before else torch.ones_like(mask)
+        yield f"mask_changes/{name}", int((mask != former.to(mask.device)).sum())

@@ -1,0 +1,148 @@
+"""What a schedule has made of a model: the values that its forward pass uses, and the whole numbers behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+from torch.nn import Module, Parameter
+
+from prunekit.activations import INPUT, Catalog
+from prunekit.components import Integers, Integral, Levels
+from prunekit.errors import PrunekitError
+from prunekit.export.numbers import fitted, must_restore
+from prunekit.graph import unwrapped
+from prunekit.parameters import Parameters
+from prunekit.quantization import Passing, Reading
+from prunekit.scheduler import CompressionScheduler
+
+_MOST_BITS = 16
+"""Weights of more bits stay floats: a float32 does not hold all their whole numbers exactly."""
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """A model as a schedule has left it, for the length of a `with` block.
+
+    Attributes:
+        model: in evaluation, without wrappers; its parameters hold what the forward pass uses, masked and quantized.
+            Activations are as they are.
+        integers: the parameters with whole numbers behind them, in the smallest type.
+        names: each parameter's names in the model, several where it is tied.
+        levels: what each quantized activation can give; None where its quantizer does not say.
+        catalog: where the activations are.
+        inputs: what the model is tried on.
+        outputs: what it gives for them with its activations quantized too, None without inputs.
+        dense: bytes of the state of the same model before training, where that is known: what files are compared with.
+    """
+
+    model: Module
+    integers: Mapping[Parameter, Integers] = field(default_factory=dict)
+    names: Mapping[Parameter, tuple[str, ...]] = field(default_factory=dict)
+    levels: Mapping[str, Levels | None] = field(default_factory=dict)
+    catalog: Catalog = field(default_factory=Catalog)
+    inputs: object = None
+    outputs: object = None
+    dense: bytes | None = None
+
+    @property
+    def by_name(self) -> dict[str, Integers]:
+        """The whole numbers by each name that a parameter has in `model.state_dict()`."""
+        return {name: self.integers[p] for p, names in self.names.items() if p in self.integers for name in names}
+
+
+@contextmanager
+def compressed(
+    scheduler: CompressionScheduler, inputs: object = None, *, dense: bytes | None = None
+) -> Iterator[Compressed]:
+    """The scheduler's model as its forward pass is now: every mask applied, every weight quantized.
+
+    At the end of the block the model is as it was.
+
+    Args:
+        scheduler: in the middle of a run, or behind it.
+        inputs: a batch for the model, as its loader gives it; ONNX needs one.
+        dense: bytes to compare files with.
+
+    Raises:
+        PluginError: a quantizer's whole numbers are not those of its values.
+    """
+    model = unwrapped(scheduler.model)[1]
+    training = model.training
+    try:
+        with ExitStack() as stack, torch.no_grad():
+            model.eval()
+            stack.enter_context(scheduler.masked())
+            parameters = Parameters.of(scheduler.model).by_name
+            values = {p: scheduler.quantized.read(p).clone() for p in parameters.values()}
+            readings, passings = scheduler.quantized.readings, scheduler.quantized.passings
+            integers = {p: found for p in values if (found := _integers(readings.get(p), p, values[p])) is not None}
+            levels = {name: _levels(passing) for name, passing in passings.items()}
+            outputs = None if inputs is None else scheduler.model(inputs)
+            where = _within(model, scheduler.quantized.catalog or Catalog())
+            stack.enter_context(scheduler.quantized.suspended())
+            stack.enter_context(_holding(values))
+            yield Compressed(model, integers, _names(model), levels, where, inputs, outputs, dense)
+    finally:
+        model.train(training)
+
+
+def needs(library: str, *modules: str) -> None:
+    """Whether a format's libraries are installed.
+
+    Raises:
+        PrunekitError: one is missing; the message says how to install it.
+    """
+    from importlib.util import find_spec
+
+    missing = [name for name in (library, *modules) if find_spec(name) is None]
+    if missing:
+        what = " and ".join(missing)
+        raise PrunekitError(f"{library} files need {what}; install it with: pip install 'prunekit[export]'")
+
+
+def _integers(reading: Reading | None, parameter: Parameter, values: Tensor) -> Integers | None:
+    if reading is None or not isinstance(reading.quantizer, Integral) or not parameter.numel():
+        return None
+    bits = reading.context.targets.get(reading.name)
+    if isinstance(bits, int) and bits > _MOST_BITS:
+        return None
+    found = reading.quantizer.integers(reading.name, parameter.detach(), reading.context)
+    if found is None:
+        return None
+    found = fitted(found, reading.masks.get(reading.name))
+    must_restore(found, values, f"{type(reading.quantizer).__name__}, {reading.name!r}")
+    return found
+
+
+def _levels(passing: Passing) -> Levels | None:
+    quantizer = passing.quantizer
+    return quantizer.levels(passing.name, passing.context) if isinstance(quantizer, Integral) else None
+
+
+def _within(model: Module, found: Catalog) -> Catalog:
+    """The catalog of a model in its wrappers as that of the model."""
+    return replace(found, modules={**found.modules, INPUT: model})
+
+
+def _names(model: Module) -> dict[Parameter, tuple[str, ...]]:
+    found: dict[Parameter, tuple[str, ...]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        found[parameter] = (*found.get(parameter, ()), name)
+    return found
+
+
+@contextmanager
+def _holding(values: Mapping[Parameter, Tensor]) -> Iterator[None]:
+    """The parameters hold these values, until the end of the block."""
+    before = {parameter: parameter.detach().clone() for parameter in values}
+    for parameter, value in values.items():
+        parameter.detach().copy_(value)
+    try:
+        yield
+    finally:
+        for parameter, value in before.items():
+            parameter.detach().copy_(value)
