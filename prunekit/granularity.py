@@ -73,10 +73,10 @@ class Groups:
         values = tensor.reshape(self.view)
         if not self.inside:
             return values.reshape(-1).abs().to(_wide(tensor))
-        if order == 1:  # in half the time of vector_norm on a CPU, over one dimension where that is all of them
-            last = self.inside == tuple(range(len(self.view) - len(self.inside), len(self.view)))
-            values, inside = (values.reshape(self.number, -1), (1,)) if last else (values, self.inside)
-            return values.abs().sum(inside, dtype=_wide(tensor)).reshape(-1)
+        if order == 1:  # in half the time of vector_norm on a CPU
+            if self.inside == tuple(range(len(self.view) - len(self.inside), len(self.view))):
+                return _row_sums(values.reshape(self.number, -1))
+            return values.abs().sum(self.inside, dtype=_wide(tensor)).reshape(-1)
         norms: Tensor = torch.linalg.vector_norm(values, order, self.inside, dtype=_wide(tensor))
         return norms.reshape(-1)
 
@@ -174,6 +174,8 @@ class Tiles:
 
 
 _MANY = 9
+_CACHED = 1 << 16
+"""So many numbers stay in a core's cache between two looks at them."""
 _FILTERS = ("one output filter of a convolution", (0,), 3, _MANY)
 _ALL = (
     Named("Elements", "one weight", tuple(range(_MANY)), 0, _MANY),
@@ -240,6 +242,18 @@ def fitting(tensor: Tensor, names: Iterable[str]) -> list[str]:
 def _keeping(tensor: Tensor, keeps: tuple[int, ...]) -> Groups:
     shape = tuple(tensor.shape)
     return Groups(shape, shape, tuple(d for d in range(len(shape)) if d not in keeps))
+
+
+def _row_sums(matrix: Tensor) -> Tensor:
+    """The sum of magnitudes in each row, on a CPU in parts that stay in its cache."""
+    step = max(_CACHED // matrix.shape[1], 1)
+    if matrix.device.type != "cpu" or len(matrix) <= step or (matrix.requires_grad and torch.is_grad_enabled()):
+        return matrix.abs().sum(1, dtype=_wide(matrix))
+    spare, sums = torch.empty_like(matrix[:step]), matrix.new_empty(len(matrix), dtype=_wide(matrix))
+    for start in range(0, len(matrix), step):
+        rows = matrix[start : start + step]
+        torch.sum(torch.abs(rows, out=spare[: len(rows)]), 1, dtype=sums.dtype, out=sums[start : start + step])
+    return sums
 
 
 def _wide(tensor: Tensor) -> torch.dtype:
