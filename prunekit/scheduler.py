@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from prunekit.build import build
 from prunekit.bus import EventBus, Result, moment
-from prunekit.components import MaskChange, ModulesQuantized
+from prunekit.components import MaskChange
 from prunekit.effects import Ledger
 from prunekit.errors import PrunekitError, ScheduleError
 from prunekit.learning_rate import learning_rates, set_groups
@@ -22,9 +22,10 @@ from prunekit.masks import Masks
 from prunekit.parameters import Parameters
 from prunekit.plan import exhausted, idle_policies
 from prunekit.plugins import Plugins, core_entry, load_plugins
-from prunekit.policies import LRPolicy, Policy, PruningPolicy, QuantizationPolicy
+from prunekit.policies import LRPolicy, Policy, PruningPolicy
 from prunekit.progress import Progress
 from prunekit.quantization import QuantizedForward
+from prunekit.quantizers import Quantizers
 from prunekit.schedule import Schedule, parse
 from prunekit.source import Source
 from prunekit.state import check_fit, fingerprint, fitting_masks, renamed, stateful
@@ -75,15 +76,14 @@ class CompressionScheduler:
         for warning in [*schedule.warnings(), *built.warnings]:
             self.trace.warning("schedule", problem=str(warning))
         self._policies, self._components = built.policies, built.components
-        self._catalog = built.catalog
         self._found, self._listeners = built.found, plugins.listeners
         self._plugins = {found.distribution: found.version for found in built.found.values()}
         for policy in self._policies:
             policy.warn = self.trace.warning
         self._masks = Masks(Parameters.of(model).by_name)
-        self._quantized = QuantizedForward(model)
         self._bus = EventBus(self.trace, lambda: self.progress, plugins.listeners)
         self._ledger = Ledger(self._masks, self._bus, self.trace)
+        self._quantizers = Quantizers(self._policies, model, built.catalog, self._ledger)
         self._epoch, self._minibatch, self._minibatches = 0, -1, 0
         self._next_epoch = 0
         self._begun = self._in_minibatch = self._optimization_begun = False
@@ -121,7 +121,7 @@ class CompressionScheduler:
     @property
     def quantized(self) -> QuantizedForward:
         """What the forward pass reads now in place of weights, and passes on in place of activations."""
-        return self._quantized
+        return self._quantizers.forward
 
     @property
     def progress(self) -> Progress:
@@ -290,9 +290,11 @@ class CompressionScheduler:
         """The fraction of zeros in a parameter, or in all, counted from the tensors as a forward pass sees them."""
         parameters = Parameters.of(self.model).by_name
         if name is not None:
-            return self._masks.sparsity(name, self._quantized.read(parameters[name]))
+            return self._masks.sparsity(name, self._quantizers.forward.read(parameters[name]))
         total = sum(parameter.numel() for parameter in parameters.values())
-        zeros = sum(self._masks.sparsity(n, self._quantized.read(p)) * p.numel() for n, p in parameters.items())
+        zeros = sum(
+            self._masks.sparsity(n, self._quantizers.forward.read(p)) * p.numel() for n, p in parameters.items()
+        )
         return zeros / max(total, 1)
 
     # State
@@ -341,7 +343,9 @@ class CompressionScheduler:
         if self._minibatch >= 0:
             self._open(self._epoch)
         else:
-            self._quantize()  # whoever evaluates now sees what the last forward pass saw
+            self._quantizers.open(
+                self._epoch, self.progress
+            )  # whoever evaluates now sees what the last forward pass saw
         self.trace.info("state restored", **moment(self.progress), next_epoch=self._next_epoch)
         self._bus.fire("on_state_restored", state=state, progress=self.progress)
 
@@ -363,37 +367,18 @@ class CompressionScheduler:
         self._bus.set_live(participants.values())
         acting = [policy for policy in self._policies if policy.window.is_active(epoch)]
         self._masks.activate(n for policy in acting if isinstance(policy, PruningPolicy) for n in policy.parameters)
-        self._quantize()
+        self._quantizers.open(self._epoch, self.progress)
         self._prepare(epoch)
         for policy in self._policies:
             if policy.window.is_open(epoch) and policy.index not in self._opened:
                 self._opened.add(policy.index)
                 self._window("on_window_open", "window opens", policy)
-                if isinstance(policy, QuantizationPolicy):
-                    self._say_bits(policy)
+                self._quantizers.tell(policy, self.optimizer, self.progress)
 
     def _prepare(self, epoch: int) -> None:
         """Let policies listen to what must be known in a later epoch; -1 is before the first."""
         for policy in self._policies:
             policy.begin_epoch(epoch, self.model, self._masks, self.progress)
-
-    def _quantize(self) -> None:
-        """Let weights read as the quantizers whose window is open make of them."""
-        live = [p for p in self._policies if isinstance(p, QuantizationPolicy) and p.window.is_open(self._epoch)]
-        for policy in live:
-            policy.begin(self.model, self._masks, self.progress, self._bus.blame)
-        readings = {policy.parameters[name]: read for policy in live for name, read in policy.readings.items()}
-        passings = {name: passing for policy in live for name, passing in policy.passings.items()}
-        self._quantized.activate(readings, passings, self._catalog)
-
-    def _say_bits(self, policy: QuantizationPolicy) -> None:
-        """A quantizer's window opens: which module gets how many bits, and by which line of the schedule."""
-        if policy.bits:
-            told = Result(policy.origin, ModulesQuantized(policy.bits))
-            self._ledger.carry_out([told], "on_window_open", self.optimizer, self.progress)
-        for module, reason in policy.untraced.items():
-            values = {"module": module or type(self.model).__name__, "reason": reason}
-            self.trace.warning("activations left alone", **policy.origin._asdict(), **moment(self.progress), **values)
 
     def _window(self, hook: str, event: str, policy: Policy) -> None:
         self.trace.info(event, hook=hook, **policy.origin._asdict(), **moment(self.progress))
@@ -415,17 +400,12 @@ class CompressionScheduler:
 
     def _train_quantizers(self, optimizer: Optimizer) -> None:
         """Give the first optimizer the parameters that quantizers train, and the LR schedules its new groups."""
-        if len(self._hooked) > 1:
-            return
-        quantizing = {id(p.component): p for p in self._policies if isinstance(p, QuantizationPolicy)}
-        named = "param_names" in optimizer.param_groups[0]
-        groups = [policy.parameter_group(self.model, named=named) for policy in quantizing.values()]
-        for group in filter(None, groups):
+        groups = self._quantizers.groups(optimizer) if len(self._hooked) == 1 else []
+        for group in groups:
             optimizer.add_param_group(group)
-        if any(groups):
-            for policy in self._policies:
-                if isinstance(policy, LRPolicy):
-                    policy.component.follow(optimizer)
+        for policy in self._policies if groups else ():
+            if isinstance(policy, LRPolicy):
+                policy.component.follow(optimizer)
 
     def _before_step(self, *_: Any) -> None:
         if self._in_minibatch and not self._optimization_begun:

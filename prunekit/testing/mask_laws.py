@@ -194,7 +194,7 @@ def masked_zeros(subject: Subject) -> None:
     run.train(range(1, LAST + 1))
     for name, weight in run.policy.parameters.items():
         pruned = ~run.scheduler.masks[name]
-        read = run.scheduler._quantized.read(weight)[pruned]
+        read = run.scheduler.quantized.read(weight)[pruned]
         wrong = int(read.count_nonzero()) + int(weight.detach()[pruned].count_nonzero())
         must(not wrong, f"{name}: {int(pruned.sum())} pruned weights that read as zero", f"{wrong} that do not")
 
