@@ -302,7 +302,9 @@ class _Builder:
 
     def line(self, path: Path_, module: ModuleBits) -> str:
         """Which line of the schedule gives a module its bits."""
-        where = self.schedule.source.problem((*path, *module.given_by), "", key=True).position
+        parts = [f"bits_{part}" for part, bits in _numbers(module).items() if bits]
+        key = module.given_by or tuple(part for part in parts if part in self.at(path))[:1]
+        where = self.schedule.source.problem((*path, *key), "", key=True).position
         return f"{where}, {module.given_by[-1]}" if module.given_by else str(where)
 
     def must_prune(self, policy: PolicySpec, args: PrunerArgs) -> None:

@@ -210,10 +210,10 @@ def test_the_trace_shows_the_bits_of_each_module_and_the_line_that_gave_them(
     scheduler.on_epoch_begin(0)
     (line,) = recorder.events("modules quantized")
     assert line["bits"] == {
-        "conv1": {"weights": 4, "activations": None, "bias": None, "by": "schedule.yaml:3:3"},
-        "relu1": {"weights": None, "activations": 8, "bias": None, "by": "schedule.yaml:3:3"},
+        "conv1": {"weights": 4, "activations": None, "bias": None, "by": "schedule.yaml:5:5"},
+        "relu1": {"weights": None, "activations": 8, "bias": None, "by": "schedule.yaml:6:5"},
         "block1.conv1": {"weights": 2, "activations": None, "bias": None, "by": "schedule.yaml:8:7, block1.conv*"},
-        "block1.relu": {"weights": None, "activations": 8, "bias": None, "by": "schedule.yaml:3:3"},
-        "final_relu": {"weights": None, "activations": 8, "bias": None, "by": "schedule.yaml:3:3"},
+        "block1.relu": {"weights": None, "activations": 8, "bias": None, "by": "schedule.yaml:6:5"},
+        "final_relu": {"weights": None, "activations": 8, "bias": None, "by": "schedule.yaml:6:5"},
     }
     assert (line["component"], line["plugin"], line["epoch"]) == ("DorefaQuantizer 'q'", "prunekit-dorefa-quantizer", 0)

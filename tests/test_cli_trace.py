@@ -55,6 +55,15 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(prunekit, ["trace", *map(str, arguments)])
 
 
+def test_bits_are_told_module_by_module() -> None:
+    bits = {
+        "conv1": {"weights": 4, "activations": None, "bias": None, "by": "a.yaml:5:5"},
+        "relu": {"weights": None, "activations": 8, "bias": None, "by": "a.yaml:8:7, relu"},
+    }
+    (text,) = readable({"event": "modules quantized", "epoch": 2, "level": "info", "bits": bits})
+    assert text.endswith("modules quantized  conv1 weights 4 (a.yaml:5:5)  relu activations 8 (a.yaml:8:7, relu)")
+
+
 def test_each_line_of_the_trace_is_one_line_of_text(folder: Path) -> None:
     result = run(folder)
     assert (result.exit_code, result.stderr) == (0, "")

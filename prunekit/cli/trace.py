@@ -123,6 +123,8 @@ def _details(line: Mapping[str, Any]) -> Iterator[str]:
             yield from (_sparsity(name, change) for name, change in value.items())
         elif key == "before" and "after" in line:
             yield f"lr {_rates(value)} -> {_rates(line['after'])}"
+        elif key == "bits" and isinstance(value, Mapping):
+            yield from (_bits(name, bits) for name, bits in value.items())
         elif key == "ms":
             yield f"{value} ms"
         elif key == "exception":
@@ -137,6 +139,14 @@ def _sparsity(name: str, change: Any) -> str:
     if isinstance(change, list) and len(change) == 2:
         return f"{name} {change[0]:.3f} -> {change[1]:.3f}"
     return f"{name} {change:.3f}" if isinstance(change, float) else f"{name} {change}"
+
+
+def _bits(name: str, bits: Any) -> str:
+    """A module's bits and who gave them: `conv1 weights 4 (schedule.yaml:5:5)`."""
+    if not isinstance(bits, Mapping):
+        return f"{name} {bits}"
+    parts = [f"{part} {number}" for part, number in bits.items() if part != "by" and number is not None]
+    return f"{name} {', '.join(parts)}" + (f" ({bits['by']})" if bits.get("by") else "")
 
 
 def _rates(rates: Any) -> str:
