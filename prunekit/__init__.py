@@ -78,6 +78,7 @@ if TYPE_CHECKING:
     from prunekit.plugins import Plugins as Plugins, load_plugins as load_plugins
     from prunekit.progress import Progress as Progress, Window as Window
     from prunekit.ranking import RankedPruner as RankedPruner
+    from prunekit.ranks import RankSums as RankSums, together as together, wide as wide
     from prunekit.results import TrainingResult as TrainingResult
     from prunekit.schedule import ComponentSpec as ComponentSpec, PolicySpec as PolicySpec, Schedule as Schedule
     from prunekit.scheduler import CompressionScheduler as CompressionScheduler
@@ -109,6 +110,7 @@ _HOMES = {
     "prunekit.graph": "Activation following_activations following_batchnorms unwrapped",
     "prunekit.granularity": "Granularity Groups Tiles Units fitting granularities granularity_of groups_of",
     "prunekit.ranking": "RankedPruner",
+    "prunekit.ranks": "RankSums together wide",
     "prunekit.hookspecs": "hookimpl",
     "prunekit.lock": "Lock",
     "prunekit.parameters": "Parameters",

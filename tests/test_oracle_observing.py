@@ -40,7 +40,7 @@ class Fed(Replay):
     def means(self) -> dict[str, Tensor]:
         """The statistic that the pruner has of each channel now."""
         (component,) = self.scheduler.state_dict()["components"].values()
-        return {name: sums[:-1] / sums[-1] for name, sums in component["seen"].items()}
+        return {name: sums[:-1] / sums[-1] for name, sums in component["own"].items()}
 
 
 @pytest.mark.parametrize("name", cases("Activation", "equal"))
@@ -170,7 +170,7 @@ def test_kept_channels_are_fitted_to_the_feature_maps_like_the_reference(name: s
     assert torch.equal(masks["l.weight"], data["mask/l.weight"] != 0)
     x = data["X"].transpose(1, 2).flatten(0, 1).double()  # patches: [160, channels * kernel]
     same(x.float() @ data["init/l.weight"].flatten(1).T, data["Y"], "the feature maps are the layer's")
-    pruner.load_state_dict({"seen": {"l.weight": x.T @ x}, "agreed": {}, "draws": {}})
+    pruner.load_state_dict({"sums": {"own": {"l.weight": x.T @ x}, "agreed": {}}, "draws": {}})
     new = pruner.reconstruct(parameters, masks, context)["l.weight"]
     torch.testing.assert_close(new, data["new/l.weight"], rtol=1e-5, atol=1e-5)
     assert torch.equal(new[~masks["l.weight"]], data["new/l.weight"][~masks["l.weight"]])

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import Module, Parameter
 from torch.utils.hooks import RemovableHandle
 
@@ -22,9 +22,11 @@ from prunekit import (
     Groups,
     PluginError,
     RankedPruner,
+    RankSums,
     Units,
     following_activations,
     hookimpl,
+    wide,
 )
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -56,8 +58,7 @@ class ActivationRanked(RankedPruner):
     activations_of: dict[str, str] | None = None
     phase: Literal["all", "training", "evaluation"] = "training"
     revive: bool = True
-    _seen: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
-    _agreed: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _sums: RankSums = field(default_factory=RankSums, init=False, repr=False)
     _weights: dict[str, Parameter] = field(default_factory=dict, init=False, repr=False)
     _model: Module | None = field(default=None, init=False, repr=False)
 
@@ -74,7 +75,7 @@ class ActivationRanked(RankedPruner):
         raise NotImplementedError(f"{type(self).__name__} has no statistic: it must define amounts()")
 
     def scores(self, name: str, weight: Tensor, groups: Groups, context: Context) -> Tensor | None:
-        sums = self._agreed.get(name)
+        sums = self._sums.agreed.get(name)
         if sums is None or not sums[-1]:
             return None
         means = (sums[:-1] / sums[-1]).to(weight.device)
@@ -88,11 +89,12 @@ class ActivationRanked(RankedPruner):
 
     def compute_masks(self, parameters: Mapping[str, Parameter], context: Context) -> Mapping[str, Tensor]:
         self._agree(parameters)
-        silent = [name for name in parameters if name not in self._agreed or not self._agreed[name][-1]]
+        agreed = self._sums.agreed
+        silent = [name for name in parameters if name not in agreed or not agreed[name][-1]]
         if silent:
             context.warn("no activations seen, nothing pruned", parameters=silent, phase=self.phase)
         masks = super().compute_masks(parameters, context)
-        self._agreed = {}
+        self._sums.take()
         return masks
 
     # Statistics
@@ -120,11 +122,8 @@ class ActivationRanked(RankedPruner):
             what = f"{activation.module!r} gives a tensor of shape {list(seen.shape)}"
             raise PluginError(f"activations_of: {what}, and {name!r} has {channels} outputs")
         sums = self.amounts(seen, tuple(d for d in range(seen.dim()) if d != axis % seen.dim()))
-        sums = sums.to(torch.float32 if sums.device.type == "mps" else torch.float64)
-        self._add(self._seen, name, torch.cat([sums, sums.new_full((1,), seen.numel() / max(channels, 1))]))
-
-    def _add(self, sums: dict[str, Tensor], name: str, more: Tensor) -> None:
-        sums[name] = sums[name].to(more.device) + more if name in sums else more
+        sums = wide(sums)
+        self._sums.add(name, torch.cat([sums, sums.new_full((1,), seen.numel() / max(channels, 1))]))
 
     @hookimpl
     def on_epoch_end(self) -> None:
@@ -133,23 +132,16 @@ class ActivationRanked(RankedPruner):
 
     def _agree(self, parameters: Mapping[str, Parameter]) -> None:
         """Add what this rank has seen, and all others, to what they agree on."""
-        together = distributed.is_available() and distributed.is_initialized()
         for name, weight in parameters.items():
-            own = self._seen.pop(name, None)
-            if together:
-                nothing = torch.zeros(len(weight) + 1 if weight.dim() else 1, dtype=torch.float64)
-                own = (nothing if own is None else own).to(weight.device)
-                distributed.all_reduce(own)
-            if own is not None:
-                self._add(self._agreed, name, own)
+            self._sums.agree(name, [len(weight) + 1 if weight.dim() else 1], weight.device)
 
     def state_dict(self) -> dict[str, Any]:
         """Per parameter the sums of each output and, last, the number of elements: of this rank, and of all."""
-        return {"seen": dict(self._seen), "agreed": dict(self._agreed)}
+        return self._sums.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue with the sums of `state_dict()`."""
-        self._seen, self._agreed = dict(state["seen"]), dict(state["agreed"])
+        self._sums.load_state_dict(state)
 
     # Where the activations are
 

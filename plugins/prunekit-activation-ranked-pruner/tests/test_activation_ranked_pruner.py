@@ -85,7 +85,7 @@ def pruned(model: nn.Module, *batches: Tensor, name: str = "conv.weight", **keys
 
 def sums(run: CompressionScheduler) -> dict[str, Any]:
     state = run.state_dict()["components"]["pruners.p"]
-    return {place: {name: tensor.tolist() for name, tensor in state[place].items()} for place in ("seen", "agreed")}
+    return {place: {name: tensor.tolist() for name, tensor in state[place].items()} for place in ("own", "agreed")}
 
 
 # The statistics, by their definitions
@@ -96,7 +96,7 @@ def test_apoz_prunes_the_filters_whose_activations_are_zero_most_often() -> None
     model = network(conv(1.0, -9.0, 2.0, 0.0), nn.ReLU())
     run = scheduler(model)
     model(image(3.0, 5.0, -1.0, 4.0))
-    assert sums(run)["seen"] == {"conv.weight": [3, 1, 3, 0, 4]}
+    assert sums(run)["own"] == {"conv.weight": [3, 1, 3, 0, 4]}
     run.on_epoch_begin(0)
     assert gone(run) == [1, 3]
     assert model.conv.weight.flatten().tolist() == [1, 0, 2, 0]
@@ -107,7 +107,7 @@ def test_mean_prunes_the_filters_with_the_lowest_mean_activation() -> None:
     model = network(conv(1.0, -9.0, 2.0, 0.0), nn.ReLU())
     run = scheduler(model, "Mean")
     model(image(3.0, 5.0, -1.0, 4.0))
-    assert sums(run)["seen"] == {"conv.weight": [12, 9, 24, 0, 4]}
+    assert sums(run)["own"] == {"conv.weight": [12, 9, 24, 0, 4]}
     run.on_epoch_begin(0)
     assert gone(run) == [1, 3]
 
@@ -129,7 +129,7 @@ def test_counts_are_exact_and_means_wide_in_every_type(dtype: torch.dtype) -> No
     model = network(conv(1.0, 1.0), nn.ReLU()).to(dtype)
     run = scheduler(model, "Mean")
     model(torch.ones(1, 1, 60, 50, dtype=dtype))
-    assert sums(run)["seen"] == {"conv.weight": [3000, 3000, 3000]}  # bfloat16 can't tell 3000 from 3008
+    assert sums(run)["own"] == {"conv.weight": [3000, 3000, 3000]}  # bfloat16 can't tell 3000 from 3008
     run.on_epoch_begin(0)
     assert gone(run) == [0], "of equal ones the first"
     assert model.conv.weight.dtype == dtype
@@ -143,7 +143,7 @@ def test_the_statistics_begin_anew_after_each_pruning() -> None:
     run = scheduler(model, desired_sparsity=0.25)
     model(image(-1.0, -1.0, -1.0))
     run.on_epoch_begin(0)
-    assert (gone(run), sums(run)) == ([0], {"seen": {}, "agreed": {}})
+    assert (gone(run), sums(run)) == ([0], {"own": {}, "agreed": {}})
     model(image(1.0))  # filter 0 is zero, 1 and 3 are negative: of equal ones the first
     run.on_epoch_begin(1)
     assert gone(run) == [0]
@@ -220,7 +220,7 @@ def test_activations_are_found_behind_norms_and_pools_as_modules_functions_and_m
     model(torch.randn(8, 1, 8, 8))
     once = model.bn.num_batches_tracked - before["bn.num_batches_tracked"]
     assert once == 1, "nothing ran twice"
-    state = run.state_dict()["components"]["pruners.p"]["seen"]
+    state = run.state_dict()["components"]["pruners.p"]["own"]
     for name in names:
         seen, dims = model.seen[name].double(), (0, *range(2, model.seen[name].dim()))
         amounts = (seen != 0).sum(dims) if cls == "APoZ" else seen.sum(dims)
@@ -357,7 +357,7 @@ def test_a_batch_norm_that_is_frozen_does_not_turn_training_into_evaluation() ->
     run = scheduler(model)
     model.bn.eval()
     model(torch.randn(2, 1, 8, 8))
-    assert list(sums(run)["seen"]) == ["conv.weight"]
+    assert list(sums(run)["own"]) == ["conv.weight"]
 
 
 @pytest.mark.parametrize(("revive", "expected"), [(True, [1]), (False, [0])])
@@ -405,7 +405,7 @@ def test_a_resumed_run_goes_on_with_what_was_seen() -> None:
     other.load_state_dict(torch.load(file, weights_only=True))
     other.on_epoch_begin(2)
     assert gone(other) == [0]
-    assert sums(run)["seen"] == {"conv.weight": [0, 2, 2]}, "the saved one is as it was"
+    assert sums(run)["own"] == {"conv.weight": [0, 2, 2]}, "the saved one is as it was"
 
 
 SCRIPT = """

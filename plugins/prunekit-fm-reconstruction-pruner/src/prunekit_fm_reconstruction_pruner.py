@@ -10,11 +10,22 @@ from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 from torch.nn import Module, Parameter
 from torch.utils.hooks import RemovableHandle
 
-from prunekit import ArgumentError, Context, FixedSparsity, Groups, RankedPruner, hookimpl
+from prunekit import (
+    ArgumentError,
+    Context,
+    FixedSparsity,
+    Groups,
+    Progress,
+    RankedPruner,
+    RankSums,
+    generator_at,
+    hookimpl,
+    wide,
+)
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -49,8 +60,7 @@ class FMReconstructionChannelPruner(FixedSparsity, RankedPruner):
     ranking_noise: Probability = 0
     samples: PositiveInt = 128
     phase: Literal["all", "training", "evaluation"] = "training"
-    _seen: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
-    _agreed: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _sums: RankSums = field(default_factory=RankSums, init=False, repr=False)
     _draws: dict[str, int] = field(default_factory=dict, init=False, repr=False)
     _weights: dict[str, Parameter] = field(default_factory=dict, init=False, repr=False)
     _model: Module | None = field(default=None, init=False, repr=False)
@@ -94,14 +104,9 @@ class FMReconstructionChannelPruner(FixedSparsity, RankedPruner):
         if not counts or not isinstance(output, Tensor) or not output.numel():
             return
         drawn = self._draws[name] = self._draws.get(name, 0) + 1
-        words = f"{self.seed} {drawn} {name}".encode()
-        generator = torch.Generator().manual_seed(int.from_bytes(words, "big") % (2**63 - 25))
-        found = patches(convolution, inputs[0].detach(), self.samples, generator)
-        found = found.to(torch.float32 if found.device.type == "mps" else torch.float64)
-        self._add(self._seen, name, found.mT @ found)
-
-    def _add(self, sums: dict[str, Tensor], name: str, more: Tensor) -> None:
-        sums[name] = sums[name].to(more.device) + more if name in sums else more
+        generator = generator_at(self.seed, Progress(drawn), name)
+        found = wide(patches(convolution, inputs[0].detach(), self.samples, generator))
+        self._sums.add(name, found.mT @ found)
 
     @hookimpl
     def on_epoch_end(self) -> None:
@@ -110,16 +115,9 @@ class FMReconstructionChannelPruner(FixedSparsity, RankedPruner):
 
     def _agree(self, parameters: Mapping[str, Parameter]) -> None:
         """Add what this rank has seen, and all others, to what they agree on."""
-        together = distributed.is_available() and distributed.is_initialized()
         for name, weight in parameters.items():
-            own = self._seen.pop(name, None)
-            if together:
-                size = math.prod(weight.shape[1:])
-                nothing = torch.zeros(size, size, dtype=torch.float64)
-                own = (nothing if own is None else own).to(weight.device)
-                distributed.all_reduce(own)
-            if own is not None:
-                self._add(self._agreed, name, own)
+            size = math.prod(weight.shape[1:])
+            self._sums.agree(name, [size, size], weight.device)
 
     # What comes of it
 
@@ -128,7 +126,7 @@ class FMReconstructionChannelPruner(FixedSparsity, RankedPruner):
     ) -> Mapping[str, Tensor]:
         """The weights with which the kept channels come closest to the output of all."""
         self._agree(parameters)
-        agreed, self._agreed = self._agreed, {}
+        agreed = self._sums.take()
         silent = [name for name in masks if name not in agreed or not agreed[name].any()]
         if silent:
             context.warn("no input seen, weights not reconstructed", parameters=silent, phase=self.phase)
@@ -143,11 +141,12 @@ class FMReconstructionChannelPruner(FixedSparsity, RankedPruner):
 
     def state_dict(self) -> dict[str, Any]:
         """Per parameter Xᵀ X of the patches since the last pruning, of this rank and of all, and how often it drew."""
-        return {"seen": dict(self._seen), "agreed": dict(self._agreed), "draws": dict(self._draws)}
+        return {"sums": self._sums.state_dict(), "draws": dict(self._draws)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue with the memory of `state_dict()`."""
-        self._seen, self._agreed, self._draws = (dict(state[key]) for key in ("seen", "agreed", "draws"))
+        self._sums.load_state_dict(state["sums"])
+        self._draws = dict(state["draws"])
 
 
 def patches(convolution: Any, images: Tensor, number: int, generator: torch.Generator) -> Tensor:

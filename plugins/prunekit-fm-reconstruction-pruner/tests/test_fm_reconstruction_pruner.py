@@ -173,7 +173,7 @@ def test_each_mini_batch_is_drawn_from_anew() -> None:
         model(images)
         state = run.state_dict()["components"]["pruners.p"]
         assert state["draws"] == {"0.weight": 2}
-        seen.append(float(state["seen"]["0.weight"]))
+        seen.append(float(state["sums"]["own"]["0.weight"]))
     assert seen[0] == seen[1] != seen[2]
 
 
@@ -252,7 +252,7 @@ def test_the_patches_since_the_last_pruning_count() -> None:
     run.on_epoch_begin(2)
     assert weights(model) == [[2.5, 0]], "epoch 1, not 0"
     state = run.state_dict()["components"]["pruners.p"]
-    assert (state["seen"], state["agreed"]) == ({}, {})
+    assert (state["sums"]["own"], state["sums"]["agreed"]) == ({}, {})
 
 
 def test_the_output_to_be_kept_is_that_of_the_weights_as_they_are_at_the_pruning() -> None:

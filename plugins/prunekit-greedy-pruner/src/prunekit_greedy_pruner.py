@@ -24,6 +24,7 @@ from prunekit import (
     Units,
     hookimpl,
     prune_count,
+    together,
     unwrapped,
 )
 
@@ -130,7 +131,7 @@ class GreedyFilterPruner(FixedSparsity):
 
     def _agree(self) -> None:
         """All ranks take the first one's inputs."""
-        if distributed.is_available() and distributed.is_initialized():
+        if together():
             remembered = [_copied(self._inputs, "cpu")]
             distributed.broadcast_object_list(remembered, src=0)
             self._inputs = remembered[0]
@@ -247,7 +248,7 @@ class _Trial:
             for output, reference in zip(self._run(changed, batch), references, strict=True)
         ]
         error = torch.stack(errors).mean()
-        if distributed.is_available() and distributed.is_initialized():
+        if together():
             distributed.all_reduce(error)  # buffers, such as running statistics, may differ between ranks
         return float(error) if error.isfinite() else math.inf
 

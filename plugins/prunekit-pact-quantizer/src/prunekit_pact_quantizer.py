@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, distributed
 from torch.nn import Parameter
 
-from prunekit import Context, Levels, NonNegative, hookimpl
+from prunekit import Context, Levels, NonNegative, hookimpl, together
 
 
 @dataclass(kw_only=True)
@@ -40,13 +40,13 @@ class PACTQuantizer(DorefaQuantizer):
     @hookimpl
     def before_parameter_optimization(self) -> None:
         """Processes that train one model together step with the mean of their gradients, as they do of the model's."""
-        if not (distributed.is_available() and distributed.is_initialized()):
+        if not together():
             return
         clips = list(self._clips.values())
         own = [torch.zeros_like(clip) if clip.grad is None else clip.grad for clip in clips]
-        together = torch.cat(own) / distributed.get_world_size()
-        distributed.all_reduce(together)
-        for clip, gradient in zip(clips, together, strict=True):
+        means = torch.cat(own) / distributed.get_world_size()
+        distributed.all_reduce(means)
+        for clip, gradient in zip(clips, means, strict=True):
             clip.grad = gradient.reshape(1)
 
     def levels(self, name: str, context: Context) -> Levels | None:
