@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from torch import nn
 from torch.nn import Module, Parameter
 
 _PARAMETRIZED = re.compile(r"(^|\.)parametrizations\.([^.]+)\.original$")
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _PARAMETRIZATIONS = re.compile(r"(^|\.)parametrizations\.[^.]+$")
 
 
@@ -43,6 +45,15 @@ def owners(model: Module) -> dict[str, Module]:
         for own in dict(module.named_parameters(recurse=False)):
             found.setdefault(stable_name(f"{path}.{own}" if path else own), holder)
     return found
+
+
+def transposed(model: Module) -> dict[str, str]:
+    """The weights of transposed convolutions, with the class of each.
+
+    Their dimension 0 is inputs and 1 outputs, the other way round than `Filters` and `Channels` have it.
+    """
+    found = {name: type(owner).__name__ for name, owner in owners(model).items() if isinstance(owner, _TRANSPOSED)}
+    return {name: kind for name, kind in found.items() if name.endswith("weight")}
 
 
 def stable_name(name: str) -> str:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import Parameter
 
 from prunekit.chance import generator_at
 from prunekit.components import Context, Selectors
 from prunekit.errors import ArgumentError
 from prunekit.granularity import Granularity, Groups, PositiveInt, Tiles, Units, granularity_of
-from prunekit.parameters import owners
+from prunekit.parameters import transposed
 from prunekit.selection import prune_count
 
 RankedGroupType = Literal["3D", "Filters", "Channels", "Rows", "Blocks"]
@@ -27,7 +27,6 @@ Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 _DIMENSIONS = {"3D": 0, "Filters": 0, "Channels": 1, "Rows": 1}
 _FEWEST_DIMENSIONS = {"3D": 3, "Filters": 3, "Channels": 2, "Rows": 2}
 _ROUNDED: Mapping[str, Callable[[float], int]] = {"floor": math.floor, "ceil": math.ceil, "round": round}
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 class Target(Protocol):
@@ -106,10 +105,10 @@ class RankedPruner:
 
     def check(self, parameters: Mapping[str, Parameter], context: Context) -> Iterator[ArgumentError]:
         """One error for each parameter that has no such groups, or not as many as its leader."""
-        modules, numbers = owners(context.model), {}
+        turned, numbers = transposed(context.model), {}
         for name, weight in parameters.items():
             try:
-                self._must_be_meant(name, weight, modules.get(name))
+                self._must_be_meant(weight, turned.get(name))
                 numbers[name] = self.groups(weight).number
             except ValueError as error:
                 yield ArgumentError(*self._key(name, context), message=f"{name!r} {error}")
@@ -182,10 +181,10 @@ class RankedPruner:
             return ("weights",)
         return ("weights", self.weights.index(context.selectors[name]))
 
-    def _must_be_meant(self, name: str, weight: Tensor, module: Any) -> None:
-        if self.group_type in _DIMENSIONS and isinstance(module, _TRANSPOSED) and weight.dim() > 2:
+    def _must_be_meant(self, weight: Tensor, kind: str | None) -> None:
+        if self.group_type in _DIMENSIONS and kind is not None:
             raise ValueError(
-                f"has shape {list(weight.shape)} in a {type(module).__name__}: dimension 0 is inputs and 1 outputs; "
+                f"has shape {list(weight.shape)} in a {kind}: dimension 0 is inputs and 1 outputs; "
                 f"say granularity: {{dim: 0}} or {{dim: 1}} in place of group_type: {self.group_type}"
             )
 

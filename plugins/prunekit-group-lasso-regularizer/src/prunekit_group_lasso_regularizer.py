@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import Parameter
 
-from prunekit import ArgumentError, Context, Groups, NonNegative, fitting, groups_of
+from prunekit import ArgumentError, Context, Groups, NonNegative, fitting, groups_of, transposed
 
 GroupType = Literal[
     "2D", "3D", "Filters", "4D", "Channels", "Rows", "Cols", "Rows+Cols", "Cols+Rows", "Channels+4D", "4D+Channels"
@@ -58,10 +58,14 @@ class GroupLassoRegularizer:
 
     def check(self, parameters: Mapping[str, Parameter], context: Context) -> Iterator[ArgumentError]:
         """One error for each parameter that has no such groups."""
+        turned = transposed(context.model)
         for name, weight in parameters.items():
             _, group = context.targets[name]
             if not fitting(weight, [group]):
                 message = f"{name!r} has shape {list(weight.shape)} and no groups {group!r}; {_fitting(weight)}"
+                yield ArgumentError("reg_regims", context.selectors[name], message=message)
+            elif (kind := turned.get(name)) and not {"2D", "4D"}.issuperset(group.split("+")):
+                message = f"{name!r} belongs to a {kind}: its dimension 0 is inputs, and {group!r} takes it for outputs"
                 yield ArgumentError("reg_regims", context.selectors[name], message=message)
 
     def penalty(self, parameters: Mapping[str, Parameter], context: Context) -> Tensor:

@@ -396,3 +396,13 @@ def test_a_frozen_weight_counts_and_gets_no_gradient() -> None:
 def test_it_keeps_the_laws(criteria):
     regimes = {"conv1.weight": [0.05, "Channels"], "conv2.weight": [0.05, "3D"], "fc1.weight": [0.02, "Rows+Cols"]}
     check_component(GroupLassoRegularizer, reg_regims=regimes, threshold_criteria=criteria)
+
+
+def test_outputs_and_inputs_of_a_transposed_convolution_are_refused_by_these_names() -> None:
+    net = nn.Sequential(nn.ConvTranspose2d(2, 3, 2))
+    with pytest.raises(ScheduleError) as caught:
+        CompressionScheduler.from_dict(schedule({"0.weight": [0.5, "Channels+4D"]}), net)
+    (problem,) = caught.value.problems
+    what = "its dimension 0 is inputs, and 'Channels+4D' takes it for outputs"
+    assert problem.message == f"'0.weight' belongs to a ConvTranspose2d: {what}"
+    CompressionScheduler.from_dict(schedule({"0.weight": [0.5, "2D"]}), net)

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 from torch import Tensor
 from torch.nn import Parameter
 
-from prunekit import ArgumentError, Context, Groups, NonNegative, fitting, groups_of
+from prunekit import ArgumentError, Context, Groups, NonNegative, fitting, groups_of, transposed
 
 GroupType = Literal["2D", "3D", "Filters", "Channels", "Rows", "Cols", "4D"]
 """The groups of one tensor, by their names in the schedule language."""
@@ -43,10 +43,14 @@ class StructureParameterPruner:
 
     def check(self, parameters: Mapping[str, Parameter], context: Context) -> Iterator[ArgumentError]:
         """One error for each parameter that has no such groups."""
+        turned = transposed(context.model)
         for name, weight in parameters.items():
             _, group = context.targets[name]
             if not fitting(weight, [group]):
                 message = f"{name!r} has shape {list(weight.shape)} and no groups {group!r}; {_fitting(weight)}"
+                yield ArgumentError("reg_regims", context.selectors[name], message=message)
+            elif (kind := turned.get(name)) and not {"2D", "4D"}.issuperset(group.split("+")):
+                message = f"{name!r} belongs to a {kind}: its dimension 0 is inputs, and {group!r} takes it for outputs"
                 yield ArgumentError("reg_regims", context.selectors[name], message=message)
 
     def compute_masks(self, parameters: Mapping[str, Parameter], context: Context) -> Mapping[str, Tensor]:

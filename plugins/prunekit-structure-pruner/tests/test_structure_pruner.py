@@ -271,3 +271,14 @@ def test_the_schedule_of_the_card_does_what_the_card_says():
 def test_it_keeps_the_laws(criteria, threshold):
     regims = {"conv1.weight": [threshold, "2D"], "conv2.weight": [0.2, "3D"], "fc1.weight": [threshold, "Cols"]}
     check_component(StructureParameterPruner, reg_regims=regims, threshold_criteria=criteria)
+
+
+@pytest.mark.parametrize("group", ["3D", "Filters", "Channels"])
+def test_outputs_and_inputs_of_a_transposed_convolution_are_refused_by_these_names(group):
+    net = nn.Sequential(nn.ConvTranspose2d(2, 3, 2))
+    with pytest.raises(ScheduleError) as caught:
+        scheduler(net, {"0.weight": [0.5, group]})
+    (problem,) = caught.value.problems
+    expected = f"'0.weight' belongs to a ConvTranspose2d: its dimension 0 is inputs, and {group!r} takes it for outputs"
+    assert problem.message == expected
+    scheduler(net, {"0.weight": [0.5, "2D"]})
