@@ -11,7 +11,7 @@ from typing import Any
 from prunekit.arguments import Argument, arguments_of, type_name
 from prunekit.docstrings import documented_arguments as documented_arguments, summary
 from prunekit.errors import PluginError, did_you_mean
-from prunekit.offers import GROUPS
+from prunekit.offers import GROUPS, Offer
 from prunekit.plugins import Listener, Plugins, hook_names, must_be
 from prunekit.registry import Found
 
@@ -50,20 +50,26 @@ class Card:
 
 
 def cards(plugins: Plugins, name: str) -> list[Card]:
-    """The plugins of this name, of every kind; `distribution:name` where several distributions have one.
+    """The plugins of this name, of every kind; `distribution:name` where several have one, or all of a distribution.
 
     Raises:
         PluginError: there is none, or what is there can't be used.
     """
-    found = list(_cards(plugins, name))
+    offered: list[Offer | Listener] = [*plugins.registry.offers, *plugins.listeners]
+    names = dict.fromkeys(f"{name}:{offer.name}" for offer in offered if offer.distribution == name) or [name]
+    found = [card for each in names for card in _cards(plugins, each)]
     if found:
         return found
-    broken = [left.reason for left in (*plugins.broken, *plugins.switched_off) if left.offer.name == name]
-    if broken:
-        raise PluginError("; ".join(broken))
+    left_out = [left for left in (*plugins.broken, *plugins.switched_off) if name in _names(left.offer)]
+    if left_out:
+        raise PluginError("; ".join(f"{left.offer} is left out: {left.reason}" for left in left_out))
     known = {known for kind in GROUPS for known in plugins.registry.names(kind)}
     known |= {listener.name for listener in plugins.listeners}
     raise PluginError(f"no plugin is called {name!r}{did_you_mean(name, known)}")
+
+
+def _names(offer: Offer) -> tuple[str, str]:
+    return offer.name, f"{offer.distribution}:{offer.name}"
 
 
 def _cards(plugins: Plugins, name: str) -> Iterator[Card]:

@@ -313,3 +313,20 @@ def test_a_plugin_that_cannot_be_shown_says_why() -> None:
     result = run("show", "Failing")
     reason = "pruner 'Failing' of pk-failing 1.0 can't be imported from 'pk_failing:F': OSError: no licence"
     assert (result.exit_code, result.stdout, result.stderr) == (1, "", f"error: {reason}\n")
+
+
+def test_a_listener_that_is_switched_off_says_so_by_either_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRUNEKIT_DISABLE", "prunekit-torch-lr")
+    for name in ("torch-lr", "prunekit-torch-lr:torch-lr"):
+        result = run("show", name)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert "prunekit-torch-lr 0.1.0 is left out: by PRUNEKIT_DISABLE" in result.stderr
+
+
+def test_all_that_a_distribution_offers_is_shown_by_its_name() -> None:
+    result = run("show", "prunekit-l1-ranked-pruner")
+    first = [line.partition(":")[0] for line in result.stdout.splitlines() if line.startswith("pruner ")]
+    assert first == ["pruner L1RankedStructureParameterPruner", "pruner L1RankedStructureParameterPruner_AGP"]
+    listener = run("show", "prunekit-torch-lr")
+    assert listener.exit_code == 0
+    assert listener.stdout.startswith("listener torch-lr: ")
