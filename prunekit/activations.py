@@ -1,13 +1,14 @@
-"""Where a model's activations are: modules, and functions that torch.fx finds in a module's forward pass."""
+"""Where a model's activations and its sums are: modules, and what torch.fx finds in a module's forward pass."""
 
 from __future__ import annotations
 
 import dis
 import inspect
+import operator
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace as replaced
 from functools import cached_property, partial
 from operator import is_not
 from types import CodeType, FunctionType
@@ -34,6 +35,7 @@ _FUNCTIONS = (torch.relu, torch.relu_, functional.relu, functional.relu_, functi
 _METHODS = ("relu", "relu_")
 _IN_PLACE = (torch.relu_, functional.relu_, "relu_")
 _WORDS = frozenset((*_METHODS, "relu6"))
+_SUM_METHODS = ("add", "add_")
 _OPAQUE = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 
 INPUT = "<input>"
@@ -42,11 +44,19 @@ INPUT = "<input>"
 
 @dataclass(frozen=True)
 class Traced:
-    """A module's own forward pass, its children as they are, as torch.fx sees it in training and in evaluation."""
+    """A module's own forward pass, its children as they are, as torch.fx sees it in training and in evaluation.
+
+    Attributes:
+        module: whose forward pass it is.
+        graphs: in training (True) and in evaluation.
+        names: its activation functions: node -> kind.
+        sums: its sums of two tensors, if in training as in evaluation: node -> kind.
+    """
 
     module: Module
     graphs: Mapping[bool, fx.Graph]
     names: Mapping[str, str]
+    sums: Mapping[str, str]
 
     def forward(self, replace: Mapping[str, Callable[[Any], Any]]) -> Callable[..., Any]:
         """A forward function in which what some activations give, by node name, goes through `replace` first."""
@@ -63,16 +73,18 @@ class Catalog:
     """All in a model that can be quantized, by stable name.
 
     Attributes:
-        quantizable: what of each module, or of each activation function (`relu`, `block1.relu_1`).
+        quantizable: what of each module, or of each activation function or sum (`relu`, `block1.relu_1`, `block1.add`).
         modules: the modules among them.
-        functions: activation function -> the module whose forward pass calls it, and its node there.
+        functions: activation function or sum -> the module whose forward pass calls it, and its node there.
         untraced: modules whose forward pass mentions an activation and can't be traced, with the reason.
+        untraced_sums: those whose forward pass may add, and can't be traced, with the reason.
     """
 
     quantizable: dict[str, Quantizable] = field(default_factory=dict)
     modules: dict[str, Module] = field(default_factory=dict)
     functions: dict[str, tuple[Traced, str]] = field(default_factory=dict)
     untraced: dict[str, str] = field(default_factory=dict)
+    untraced_sums: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def bare(self) -> dict[str, str]:
@@ -83,14 +95,17 @@ class Catalog:
     def forwards(self, replace: Mapping[str, Callable[[Any], Any]]) -> dict[Module, Callable[..., Any]]:
         """Module -> a forward pass in which what these activations, by bare name, give goes through `replace` first."""
         replace = {name: replace[bare] for name, bare in self.bare.items() if bare in replace}
-        own = {self.modules[name]: replace[name] for name in replace if name in self.modules and name != INPUT}
-        forwards = {module: _through(module, function) for module, function in own.items()}
         inside: dict[int, tuple[Traced, dict[str, Callable[[Any], Any]]]] = {}
         for name in replace:
             if name in self.functions:
                 traced, node = self.functions[name]
-                inside.setdefault(id(traced), (traced, {}))[1][node] = replace[name]
-        forwards |= {traced.module: traced.forward(nodes) for traced, nodes in inside.values()}
+                function = _of_floats(replace[name]) if self.quantizable[name].adds else replace[name]
+                inside.setdefault(id(traced), (traced, {}))[1][node] = function
+        forwards = {traced.module: traced.forward(nodes) for traced, nodes in inside.values()}
+        for name in replace:
+            if name in self.modules and name != INPUT:
+                module = self.modules[name]
+                forwards[module] = _through(forwards.get(module, type(module).forward), replace[name])
         if INPUT in replace:
             model = self.modules[INPUT]
             forwards[model] = _given(forwards.get(model, type(model).forward), replace[INPUT])
@@ -100,6 +115,7 @@ class Catalog:
 def catalog(model: Module) -> Catalog:
     """Look through a model, which stays as it is."""
     found = Catalog()
+    followed: dict[Module, list[bool]] = defaultdict(list)
     _add(found, INPUT, unwrapped(model)[1], Quantizable("input"))
     for path, module in model.named_modules():
         name = stable_name(path)
@@ -109,10 +125,15 @@ def catalog(model: Module) -> Catalog:
         if isinstance(module, _WEIGHTED) and readable(module):
             bias = getattr(module, "bias", None) is not None
             _add(found, name, module, Quantizable(type(module).__name__, weights=True, bias=bias))
-        if not type(module).__module__.startswith("torch.nn.modules"):
-            _look_into(found, name, module)
+        if type(module).forward is nn.Sequential.forward:
+            _follow(module, followed)
+        elif not type(module).__module__.startswith("torch.nn.modules"):
+            _look_into(found, name, module, followed)
         elif isinstance(module, _OPAQUE) and module.activation in _FUNCTIONS:
             found.untraced[name] = f"{type(module).__name__} calls its activation inside"
+    for name, module in found.modules.items():
+        if name != INPUT and found.quantizable[name].weights and all(followed.get(module, [False])):
+            found.quantizable[name] = replaced(found.quantizable[name], before_relu=True)
     return found
 
 
@@ -121,20 +142,25 @@ def readable(module: Module) -> bool:
     return not hasattr(module, "_flat_weights")
 
 
-def _through(module: Module, function: Callable[[Any], Any]) -> Callable[..., Any]:
-    forward = type(module).forward
-
+def _through(forward: Callable[..., Any], function: Callable[[Any], Any]) -> Callable[..., Any]:
     def quantized(module: Module, *args: Any, **kwargs: Any) -> Any:
         return function(forward(module, *args, **kwargs))
 
     return quantized
 
 
-def _given(forward: Callable[..., Any], function: Callable[[Any], Any]) -> Callable[..., Any]:
-    """A forward pass whose inputs, those of floating numbers, go through `function` first."""
+def _of_floats(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The function for tensors of floating numbers; all else stays as it is."""
 
     def change(value: Any) -> Any:
         return function(value) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    return change
+
+
+def _given(forward: Callable[..., Any], function: Callable[[Any], Any]) -> Callable[..., Any]:
+    """A forward pass whose inputs, those of floating numbers, go through `function` first."""
+    change = _of_floats(function)
 
     def quantized(module: Module, *args: Any, **kwargs: Any) -> Any:
         return forward(module, *map(change, args), **{key: change(value) for key, value in kwargs.items()})
@@ -146,39 +172,88 @@ def _add(found: Catalog, name: str, module: Module, what: Quantizable) -> None:
     found.quantizable[name], found.modules[name] = what, module
 
 
-def _look_into(found: Catalog, path: str, module: Module) -> None:
-    """Activation functions in a module's own forward pass."""
-    if not _calls_activations(type(module).forward, type(module), set()):
+def _look_into(found: Catalog, path: str, module: Module, followed: Mapping[Module, list[bool]]) -> None:
+    """Activation functions and sums in a module's own forward pass, and the layers there that a ReLU follows."""
+    reached = list(_reached(type(module).forward, type(module), set()))
+    wrapper = type(module).__module__.startswith("torch.")
+    calls, adds = any(_calls_activation(*one) for one in reached), any(_may_add(code) for code, _ in reached)
+    if not calls and (wrapper or not (adds or any(isinstance(inner, _ACTIVATIONS) for inner in module.modules()))):
         return
     try:
         traced = _trace(module)
     except Exception as error:
-        found.untraced[path] = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        found.untraced.update({path: reason} if calls else {})
+        found.untraced_sums.update({path: reason} if adds else {})
         return
-    for node, kind in traced.names.items():
-        name = f"{path}.{node}" if path else node
-        found.quantizable[name] = Quantizable(kind, activations=True)
-        found.functions[name] = (traced, node)
+    names = traced.names if calls else {}
+    taken = _alone_with(names, traced)
+    for node, kind in names.items():
+        _add_function(found, path, traced, node, Quantizable(kind, activations=True))
+    for node, kind in traced.sums.items():
+        _add_function(found, path, traced, node, Quantizable(kind, adds=True, before_relu=taken[node]))
+    for one in traced.graphs[False].nodes:
+        if one.op == "call_module":
+            followed[module.get_submodule(str(one.target))].append(taken[one.name])
 
 
-def _calls_activations(function: Any, cls: type, seen: set[int]) -> bool:
-    """Whether a function, or one of the functions and methods that it names, may call an activation function.
+def _add_function(found: Catalog, path: str, traced: Traced, node: str, what: Quantizable) -> None:
+    name = f"{path}.{node}" if path else node
+    found.quantizable[name], found.functions[name] = what, (traced, node)
 
-    Modules that happen to be called `self.relu` do not count: they are found by themselves.
+
+def _follow(sequence: Module, followed: Mapping[Module, list[bool]]) -> None:
+    """The layers in a sequence that a ReLU follows."""
+    modules = list(sequence._modules.values())
+    for module, after in zip(modules, [*modules[1:], None], strict=True):
+        if module is not None:
+            followed[module].append(isinstance(after, _ACTIVATIONS))
+
+
+def _alone_with(names: Mapping[str, str], traced: Traced) -> dict[str, bool]:
+    """Node -> whether a ReLU, one of these functions or a module, is all that takes what it gives in evaluation."""
+    taken = {}
+    for node in traced.graphs[False].nodes:
+        user = next(iter(node.users)) if len(node.users) == 1 else None
+        module = traced.module.get_submodule(str(user.target)) if user and user.op == "call_module" else None
+        taken[node.name] = isinstance(module, _ACTIVATIONS) or (user is not None and user.name in names)
+    return taken
+
+
+def _reached(function: Any, cls: type, seen: set[int]) -> Iterator[tuple[CodeType, list[Any]]]:
+    """The code of a function, and of the functions and methods that it names, each with what it may call.
+
+    torch's own functions are named and not looked into.
     """
     function = inspect.unwrap(function)
     if not isinstance(function, FunctionType) or id(function) in seen:
-        return False
+        return
     seen.add(id(function))
     for code in _codes(function.__code__):
-        if _names_activation(code):
-            return True
-        for name in code.co_names:
-            called = function.__globals__.get(name, getattr(cls, name, None))
-            own = isinstance(called, FunctionType) and not called.__module__.startswith("torch.")
-            if any(called is known for known in _FUNCTIONS) or (own and _calls_activations(called, cls, seen)):
-                return True
-    return False
+        called = [function.__globals__.get(name, getattr(cls, name, None)) for name in code.co_names]
+        yield code, called
+        for one in called:
+            if isinstance(one, FunctionType) and not one.__module__.startswith("torch."):
+                yield from _reached(one, cls, seen)
+
+
+def _calls_activation(code: CodeType, called: list[Any]) -> bool:
+    """Whether code may call an activation function.
+
+    Modules that happen to be called `self.relu` do not count: they are found by themselves.
+    """
+    return _names_activation(code) or any(one is known for one in called for known in _FUNCTIONS)
+
+
+def _may_add(code: CodeType) -> bool:
+    """Whether code adds something to something, be it tensors or not."""
+    found = [
+        (instruction.opname, instruction.argrepr, instruction.argval) for instruction in dis.get_instructions(code)
+    ]
+    return any(
+        (name == "BINARY_OP" and sign in ("+", "+=")) or (isinstance(value, str) and value in _SUM_METHODS)
+        for name, sign, value in found
+    )
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:
@@ -202,15 +277,12 @@ def _names_activation(code: CodeType) -> bool:
 
 
 def _trace(module: Module) -> Traced:
-    graphs, mode, attributes, before = {}, module.training, set(vars(module)), _random_states()
+    graphs, before, stand_in = {}, _random_states(), _stand_in(module)
     try:
         for training in (True, False):
-            module.training = training
-            graphs[training] = _OwnForward().trace(module)
+            stand_in.training = training
+            graphs[training] = _OwnForward().trace(stand_in)
     finally:
-        module.training = mode
-        for name in set(vars(module)) - attributes:  # constants of torch.fx
-            del vars(module)[name]
         drawn = _put_back(before)
     if drawn:
         raise RuntimeError("it draws random numbers that torch.fx would take for constants")
@@ -220,7 +292,30 @@ def _trace(module: Module) -> Traced:
     others = {node.name for node in graphs[False].nodes if _is_activation(node)}
     if set(names) != others:
         raise RuntimeError("it calls other activations in training than in evaluation")
-    return Traced(module, graphs, names)
+    sums, others = _sums(graphs[True]), set(_sums(graphs[False]))
+    return Traced(module, graphs, names, {node: kind for node, kind in sums.items() if node in others})
+
+
+def _stand_in(module: Module) -> Module:
+    """A module with the same children, whose own attributes and buffers a forward pass may change."""
+    other: Module = object.__new__(type(module))
+    vars(other).update(vars(module))
+    buffers = {name: None if buffer is None else buffer.clone() for name, buffer in module._buffers.items()}
+    vars(other)["_buffers"] = buffers
+    return other
+
+
+def _sums(graph: fx.Graph) -> dict[str, str]:
+    """Node -> kind, of what adds two values of which one at least comes from the data, and is used."""
+    data: set[fx.Node] = set()
+    found = {}
+    for node in graph.nodes:
+        if node.op == "placeholder" or data & set(node.all_input_nodes):
+            data.add(node)
+            terms = [*node.args, *(node.kwargs.get(key) for key in ("input", "other"))]
+            if _adds(node) and node.users and sum(isinstance(term, fx.Node) for term in terms) > 1:
+                found[node.name] = _kind(node)
+    return found
 
 
 def _must_last(graph: fx.Graph) -> None:
@@ -253,6 +348,38 @@ class _OwnForward(fx.Tracer):
 
     def is_leaf_module(self, m: Module, module_qualified_name: str) -> bool:
         return True
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
+
+
+class _Proxy(fx.Proxy):
+    """Remembers that `x += y` changes what other names of x stand for, where fx.Proxy makes `x = x + y` of it."""
+
+
+def _in_place(name: str) -> Callable[[Any, Any], Any]:
+    """An operator under its own name that is not its own: torch.fx would write `x += y`, which numbers do not feel."""
+    operation = getattr(operator, name)
+
+    def function(one: Any, other: Any) -> Any:
+        return operation(one, other)
+
+    def traced(proxy: fx.Proxy, other: Any) -> fx.Proxy:
+        return proxy.tracer.create_proxy("call_function", function, (proxy, other), {})
+
+    function.__name__ = function.__qualname__ = name
+    setattr(_Proxy, f"__{name}__", traced)
+    return function
+
+
+_ADDED_IN_PLACE, *_ = (_in_place(name) for name in ("iadd", "isub", "imul", "itruediv"))
+_SUMS = (operator.add, operator.iadd, torch.add, _ADDED_IN_PLACE)
+
+
+def _adds(node: fx.Node) -> bool:
+    return (node.op == "call_function" and node.target in _SUMS) or (
+        node.op == "call_method" and node.target in _SUM_METHODS
+    )
 
 
 def _is_activation(node: fx.Node) -> bool:

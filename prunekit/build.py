@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from prunekit.activations import Catalog, catalog, readable
 from prunekit.arguments import check_arguments, signature_of
-from prunekit.components import Context, Kind, ModuleBits, Origin, QuantizesModules
+from prunekit.components import Context, Kind, ModuleBits, Origin, Quantizable, QuantizesModules
 from prunekit.errors import ArgumentError, PluginError, Problem
 from prunekit.graph import following_batchnorms
 from prunekit.learning_rate import LearningRateSchedule
@@ -274,7 +274,7 @@ class _Builder:
             "selectors": {name: name for name in weights},
             "activations": activations,
             "bits": {name: {**_numbers(module), "by": self.line(path, module)} for name, module in plan.items()},
-            "untraced": found.untraced,
+            "untraced": found.untraced | (found.untraced_sums if _quantizes_sums(component) else {}),
         }
 
     def bits_of_parameters(self, plan: Mapping[str, ModuleBits], path: Path_) -> dict[str, int]:
@@ -352,6 +352,10 @@ class _Builder:
         problem = self.schedule.source.problem(path, message, key=key)
         if problem not in self.built.problems:
             self.built.problems.append(problem)
+
+
+def _quantizes_sums(component: QuantizesModules) -> bool:
+    return bool(component.bits({"": Quantizable("add", adds=True)}))
 
 
 def _numbers(module: ModuleBits) -> dict[str, int | None]:

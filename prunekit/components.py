@@ -157,12 +157,22 @@ class Quantizer(Protocol):
 
 @dataclass(frozen=True)
 class Quantizable:
-    """What of a module can be quantized; its class, or the function, is its `kind`."""
+    """What of a module can be quantized; its class, or the function, is its `kind`.
+
+    Attributes:
+        kind: its class, or the function.
+        weights, bias: it has such parameters.
+        activations: it is a ReLU or ReLU6.
+        adds: it is a sum of two tensors.
+        before_relu: a ReLU or ReLU6 is all that takes what it gives.
+    """
 
     kind: str
     weights: bool = False
     activations: bool = False
     bias: bool = False
+    adds: bool = False
+    before_relu: bool = False
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ class Quantizers:
         self.policies = [policy for policy in policies if isinstance(policy, QuantizationPolicy)]
         self.forward = QuantizedForward(model)
         self._model, self._catalog, self._ledger = model, catalog, ledger
+        self._name = type(model).__name__  # before a quantizer makes a subclass of it
 
     def open(self, epoch: int, progress: Progress) -> None:
         """Let weights and activations read as the quantizers whose window is open make of them."""
@@ -49,7 +50,7 @@ class Quantizers:
             told = Result(policy.origin, ModulesQuantized(policy.bits))
             self._ledger.carry_out([told], "on_window_open", optimizer, progress)
         for module, reason in policy.untraced.items():
-            what = {"module": module or type(self._model).__name__, "reason": reason}
+            what = {"module": module or self._name, "reason": reason}
             self._ledger.trace.warning("activations left alone", **policy.origin._asdict(), **moment(progress), **what)
 
     def groups(self, optimizer: Optimizer) -> list[dict[str, Any]]:

@@ -230,10 +230,11 @@ class Run:
 
     def result(self) -> TrainingResult:
         """What came of all."""
+        quantized = self.scheduler.quantized
         with self.scheduler.masked():
             evaluation = evaluate(self.application)
             parameters = tuple(
-                ParameterResult(name, tuple(p.shape), p.numel(), count_nonzero(p), self.changes(name))
+                ParameterResult(name, tuple(p.shape), p.numel(), count_nonzero(quantized.read(p)), self.changes(name))
                 for name, p in Parameters.of(self.application.model).by_name.items()
             )
         return TrainingResult(

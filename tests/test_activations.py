@@ -146,6 +146,215 @@ def test_names_are_the_same_wrapped_and_compiled() -> None:
         assert everything.modules[INPUT] is plain
 
 
+# Sums
+
+
+def sums(model: nn.Module) -> dict[str, str]:
+    """What adds two tensors: name -> kind."""
+    return {name: what.kind for name, what in catalog(model).quantizable.items() if what.adds}
+
+
+class Residual(nn.Module):
+    """What a residual block needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(2, 2, 3, padding=1, bias=False)
+        self.relu, self.bias = nn.ReLU(), nn.Parameter(torch.ones(2, 1, 1))
+
+
+class Plus(Residual):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv1(x) + x
+
+
+class PlusInPlace(Residual):
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv1(x)
+        out += x
+        return out
+
+
+class ByTorchAdd(Residual):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.add(self.conv1(x), other=x)
+
+
+class ByMethod(Residual):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv1(x).add(x)
+
+
+class ByMethodInPlace(Residual):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv1(x).add_(x)
+
+
+class ByHelperAdd(Residual):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.added(self.conv1(x), x)
+
+    def added(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+
+class WithAParameter(Residual):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.bias
+
+
+class NoSums(Residual):
+    """Constants, parameters alone, what is not used."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = 1 + (x + 1)
+        x.add_(self.conv1(x))
+        return x * (self.bias + self.bias)
+
+
+@pytest.mark.parametrize(
+    ("cls", "kinds"),
+    [
+        (Plus, {"add": "add"}),
+        (PlusInPlace, {"iadd": "iadd"}),
+        (ByTorchAdd, {"add": "add"}),
+        (ByMethod, {"add": "add"}),
+        (ByMethodInPlace, {"add_": "add_"}),
+        (ByHelperAdd, {"add": "add"}),
+        (WithAParameter, {"add": "add"}),
+        (NoSums, {}),
+    ],
+)
+def test_sums_of_two_values_of_which_one_comes_from_the_data_are_found(cls: Any, kinds: dict[str, str]) -> None:
+    assert sums(cls()) == kinds
+    assert sums(nn.Sequential(cls())) == {f"0.{name}": kind for name, kind in kinds.items()}
+    assert set(found(cls())) == {"relu"}, "a sum is no activation"
+    assert (catalog(cls()).untraced, catalog(cls()).untraced_sums) == ({}, {})
+
+
+def test_a_sum_is_replaced_for_all_that_follows_it_however_it_is_made() -> None:
+    x = torch.randn(1, 2, 4, 4)
+    for cls, name in ((Plus, "add"), (PlusInPlace, "iadd"), (ByMethodInPlace, "add_"), (ByTorchAdd, "add")):
+        model = cls()
+        expected = model(x) * 2
+        assert torch.equal(changed(model, {name: lambda y: y * 2})(x), expected)
+
+
+def test_what_a_layer_of_ones_own_gives_and_what_it_adds_inside_are_both_replaced() -> None:
+    class WithAShortcut(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return (super().forward(x) + x) * 10
+
+    model = nn.Sequential(WithAShortcut(1, 1, bias=False))
+    model[0].weight.data.fill_(1.0)
+    assert changed(model, {"0.add": lambda y: y + 1, "0": lambda y: y + 0.5})(torch.tensor([[1.0]])).tolist() == [
+        [30.5]
+    ]
+
+
+def test_wrappers_of_torch_are_not_run_to_look_for_sums() -> None:
+    class Alone(nn.DataParallel):
+        def forward(self, *inputs: Any, **kwargs: Any) -> Any:
+            raise AssertionError("it was run")
+
+    Alone.__module__ = "torch.nn.parallel.data_parallel"
+    wrapped = catalog(Alone(Plus()))
+    assert ([name for name, what in wrapped.quantizable.items() if what.adds], wrapped.untraced) == (["module.add"], {})
+
+
+def test_what_is_not_a_floating_tensor_goes_on_as_it_is() -> None:
+    class Counts(Residual):
+        def forward(self, x: Tensor) -> Any:
+            return x.size(0) + x.size(1), x.long() + x.long(), x + x
+
+    names = dict.fromkeys(sums(Counts()), lambda y: y * 0)
+    assert list(names) == ["add", "add_1", "add_2"]
+    number, whole, floats = changed(Counts(), names)(torch.ones(3, 2))
+    assert (number, int(whole.sum()), float(floats.sum())) == (5, 12, 0)
+
+
+def test_in_place_operators_change_what_other_names_stand_for_in_a_traced_forward_pass_too() -> None:
+    class Aliases(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            y, number = x * 1, x.size(0)
+            z, before = y, number
+            z += x
+            z *= 2
+            number += 1
+            return torch.relu(y), before, number
+
+    forward = changed(Aliases(), {"relu": lambda y: y})
+    assert forward(torch.tensor([3.0]))[0].tolist() == [12]
+    assert forward(torch.tensor([3.0]))[1:] == (1, 2)
+
+
+def test_tracing_changes_nothing_in_the_model() -> None:
+    class Remembers(Residual):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls, self.before = 0, None
+            self.register_buffer("seen", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls += 1
+            self.seen += 1
+            self.before = x
+            return x + self.seen
+
+    model = Remembers()
+    assert sums(model) == {"add": "add"}
+    assert (model.calls, model.before, float(model.seen)) == (0, None, 0)
+
+
+def test_a_sum_that_training_or_evaluation_alone_makes_is_none_and_activations_stay() -> None:
+    class Noisy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(x + x.detach() if self.training else x)
+
+    assert (sums(Noisy()), found(Noisy())) == ({}, {"relu": "relu"})
+
+
+def test_a_forward_pass_that_adds_and_can_not_be_traced_is_said_apart() -> None:
+    class Asks(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x + x if x.sum() > 0 else x
+
+    everything = catalog(nn.Sequential(Asks()))
+    assert everything.untraced == {}
+    assert list(everything.untraced_sums) == ["0"]
+    assert everything.untraced_sums["0"].startswith("TraceError: symbolically traced variables")
+
+
+# What a ReLU follows
+
+
+def followed(model: nn.Module) -> set[str]:
+    return {name for name, what in catalog(model).quantizable.items() if what.before_relu}
+
+
+class Several(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d, self.e = (nn.Linear(2, 2) for _ in range(5))
+        self.relu, self.norm = nn.ReLU6(), nn.BatchNorm1d(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = functional.relu(self.a(x))  # yes
+        x = self.relu(self.norm(self.b(x)))  # something lies between
+        y = self.c(x)
+        x = self.relu(y) + y  # something else takes it too
+        x = self.relu(self.d(x)) + self.d(x)  # the second time not
+        return self.relu(x + self.relu(self.e(x)))  # yes, and the sum
+
+
+def test_layers_and_sums_whose_output_a_relu_alone_takes_are_known() -> None:
+    assert followed(Several()) == {"a", "e", "add_2"}
+    sequence = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2), nn.Dropout(), nn.ReLU(), nn.Linear(2, 2))
+    assert followed(sequence) == {"0"}
+    assert followed(nn.Sequential(sequence, nn.ReLU())) == {"0.0"}
+    assert followed(nn.DataParallel(Several())) == {"module.a", "module.e", "module.add_2"}
+
+
 # What can't be
 
 

@@ -17,7 +17,7 @@ from helpers import SILENT, through_a_file
 from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
-from prunekit import CompressionScheduler, Context, Integers, Levels, PluginError, PrunekitError, train
+from prunekit import Application, CompressionScheduler, Context, Integers, Levels, PluginError, PrunekitError, train
 from prunekit.checkpoint import load_checkpoint
 from prunekit.cli.group import prunekit
 from prunekit.export import (
@@ -31,6 +31,7 @@ from prunekit.export import (
     to_torchao,
 )
 from prunekit.export.numbers import fitted, in_half_a_byte, level_type, restored, signed
+from prunekit.post_training import quantize
 from prunekit.testing import TinyNet, application
 
 APP = "prunekit.testing:application"
@@ -290,6 +291,52 @@ def test_what_is_not_float32_is_refused_for_onnx(tmp_path: Path) -> None:
         pytest.raises(PrunekitError, match=r"'0.weight' is torch.bfloat16; ONNX files are made of float32"),
     ):
         to_onnx(model, tmp_path / "model.onnx")
+
+
+class Block(nn.Module):
+    """A residual block, with a ReLU behind the sum or without."""
+
+    def __init__(self, then: nn.Module) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+        self.conv2, self.norm2 = nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+        self.then = then
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.norm2(self.conv2(torch.relu(self.norm1(self.conv1(x)))))
+        out += x
+        return self.then(out)
+
+
+def residual(seed: int = 0) -> Application:
+    """A small residual network on the tiny task."""
+    torch.manual_seed(seed)
+    first = (nn.Conv2d(1, 4, 3, padding=1), nn.ReLU())
+    net = nn.Sequential(*first, Block(nn.Identity()), Block(nn.ReLU()), nn.Flatten(), nn.Linear(256, 4))
+    tiny = application()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
+    return Application(net, optimizer, tiny.train_loader, tiny.test_loader, tiny.loss)
+
+
+@onnx
+@pytest.mark.parametrize("mode", ["ASYMMETRIC_UNSIGNED", "SYMMETRIC"])
+def test_the_sums_of_a_residual_network_go_through_the_nodes_that_quantize(mode: str, tmp_path: Path) -> None:
+    import onnx as library
+
+    app = residual()
+    train(app, {"version": 1, "policies": []}, 2, seed=0, on_warning=lambda text: None)
+    schedule = {"version": 1, "quantizers": {"q": {"class": "PostTrainLinearQuantizer", "mode": mode}}}
+    quantize(app, schedule, run_dir=tmp_path / "run", batches=4)
+    with compressed_run(tmp_path / "run", residual(seed=1)) as model:
+        agreement = to_onnx(model, tmp_path / "model.onnx", timed=False)
+        convolutions = {f"{block}.conv{number}" for block in (2, 3) for number in (1, 2)}
+        assert set(model.levels) == {"<input>", "1", "2.relu", "2.iadd", "3.relu", "3.then", "5", *convolutions}
+    assert agreement.mean < 1e-2 and agreement.same is not None and agreement.same >= agreement.of - 1
+    graph = library.load(tmp_path / "model.onnx").graph
+    of = {name: node for node in graph.node for name in node.output}
+    takers = {name: [node.op_type for node in graph.node if name in node.input] for name in of}
+    (behind, *_), (relu, *_) = (takers[node.output[0]] for node in graph.node if node.op_type == "Add")
+    assert (behind.removeprefix("Clip") or "QuantizeLinear", relu) == ("QuantizeLinear", "Relu")
 
 
 # torchao

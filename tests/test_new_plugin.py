@@ -276,7 +276,10 @@ def test_a_new_component_trains_and_the_trace_says_by_whose_hand(installed: Path
     }
     assert telling.get(kind, "window opens") in told
     pruned = {p.name: p.dense - p.nonzero for p in result.parameters if p.dense != p.nonzero}
-    assert pruned == ({"fc1.weight": 256, "fc2.weight": 32} if kind == "pruner" else {})
+    if kind == "quantizer":  # what it rounds to zero is counted, as the forward pass sees it
+        assert 0 < pruned["fc1.weight"] < 512 and set(pruned) == {"fc1.weight", "fc2.weight"}
+    else:
+        assert pruned == ({"fc1.weight": 256, "fc2.weight": 32} if kind == "pruner" else {})
 
 
 @pytest.mark.parametrize("kind", ["listener"], indirect=True)

@@ -87,6 +87,21 @@ def assert_same(one: Application, other: Application) -> None:
 # What a run gives
 
 
+def test_zeros_are_counted_in_what_the_forward_pass_uses() -> None:
+    run, schedule = application(), agp(0, 2)
+    # Of 2 bits WRPN leaves -1, 0 and 1: what is nearer to 0 than to them is 0, though the float weight is not.
+    schedule["quantizers"] = {"wrpn": {"class": "WRPNQuantizer", "bits_weights": 2}}
+    schedule["policies"].append({"quantizer": {"instance_name": "wrpn"}, "epochs": [1]})
+    result = train(run, schedule, 2, seed=0)
+    floats = dict(run.model.named_parameters())
+    assert int(floats["0.weight"].count_nonzero()) == 12
+    nonzero = {p.name: p.nonzero for p in result.parameters}
+    expected = int((floats["0.weight"].abs() > 0.5).sum())
+    assert nonzero["0.weight"] == expected < 12
+    assert nonzero["3.weight"] == int((floats["3.weight"].abs() > 0.5).sum()) < 24
+    assert sum(nonzero.values()) == round((1 - result.epochs[-1].sparsity) * sum(p.dense for p in result.parameters))
+
+
 def test_the_result_counts_zeros_in_the_tensors_and_says_by_whose_hand_they_came() -> None:
     run = application()
     result = train(run, agp(1, 6), 6, seed=0)

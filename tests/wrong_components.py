@@ -457,6 +457,11 @@ def in_steps(values: Tensor, steps: float) -> Tensor:
     return values + ((values * steps).round() / steps - values).detach()
 
 
+@torch.compiler.disable
+def is_training(context: Context) -> bool:
+    return context.model.training
+
+
 class RoundsActivations(Steps):
     """Rounds what activations give without a straight-through estimator: nothing before them is ever trained."""
 
@@ -482,6 +487,15 @@ class OneBitTooManyBehindARelu(Steps):
 
     def quantize_activation(self, name: str, output: Tensor, context: Context) -> Tensor:
         return in_steps(output.clamp(0, 1), 2 ** context.activations[name])
+
+
+class OneBitTooManyInEvaluation(Steps):
+    """2^k + 1 levels of activations, in evaluation; training goes on in floats."""
+
+    breaks = ("levels",)
+
+    def quantize_activation(self, name: str, output: Tensor, context: Context) -> Tensor:
+        return output if is_training(context) else in_steps(output.clamp(0, 1), 2 ** context.activations[name])
 
 
 class DividesByZero(Steps):

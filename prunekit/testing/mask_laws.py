@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -46,9 +46,7 @@ def decides(subject: Subject) -> None:
         penalty = penalty_of(run)
         must(bool(penalty != 0), "a penalty", f"{penalty.item()}")
     else:
-        made = [*readings_of(run), *passings_of(run)]
-        same = [name for name, values, given in made if torch.equal(values, given)]
-        must(len(same) < len(made), "values other than those of the float model", "the same")
+        must(any(True for _ in _made(run)), "values other than those of the float model", "the same")
 
 
 @law(PRUNER, REGULARIZER, basic=True)
@@ -179,7 +177,7 @@ def levels(subject: Subject) -> None:
         raise NotApplicable("it does not say how many bits it gives")
     run.scheduler.on_epoch_begin(WINDOW.first)
     bits = {**run.policy.targets, **run.policy.activations}
-    for name, values, _ in [*readings_of(run), *passings_of(run)]:
+    for name, values in _made(run):
         channels = values.flatten(1) if values.dim() > 1 else values.reshape(1, -1)
         most = min(_levels(values), max(map(_levels, channels)))
         must(most <= 2 ** bits[name], f"{name}: at most {2 ** bits[name]} values of {bits[name]} bits", f"{most}")
@@ -197,6 +195,15 @@ def masked_zeros(subject: Subject) -> None:
         read = run.scheduler.quantized.read(weight)[pruned]
         wrong = int(read.count_nonzero()) + int(weight.detach()[pruned].count_nonzero())
         must(not wrong, f"{name}: {int(pruned.sum())} pruned weights that read as zero", f"{wrong} that do not")
+
+
+def _made(run: Run) -> Iterator[tuple[str, Tensor]]:
+    """What a quantizer makes of weights and activations, in training and in evaluation, where it makes something."""
+    for training in (True, False):
+        run.model.train(training)
+        for name, values, given in [*readings_of(run), *passings_of(run)]:
+            if not (torch.equal(values, given) or torch.equal(values, given.relu())):  # as an activation is given it
+                yield name, values
 
 
 def _levels(values: Tensor) -> int:

@@ -39,12 +39,13 @@ class PostTrainLinearQuantizer(BitsQuantizer):
     Krishnamoorthi 2018, arXiv 1806.08342, section 3; the arithmetic is that of Jacob et al. 2017, arXiv 1712.05877,
     section 2. With scale s and zero point z a value becomes (clamp(round(s · x - z)) + z) / s, clamped to the integers
     of its bits; 0 is always among the values. A weight's range is its own. The range of what a linear layer, a
-    convolution, an embedding or an activation gives, and of the model's inputs, comes from batches that
-    `prunekit quantize` shows it, or in a schedule from the training batches of the epoch: training goes on in floats,
-    evaluation is quantized.
+    convolution, an embedding, an activation or a sum of two tensors gives, and of the model's inputs, comes from
+    batches that `prunekit quantize` shows it, or in a schedule from the training batches of the epoch: training goes on
+    in floats, evaluation is quantized. What goes to a ReLU and nowhere else is rounded behind the ReLU, once.
 
     Args:
-        bits_activations: of the model's inputs and of what layers and activations give; none leaves them alone.
+        bits_activations: of the model's inputs and of what layers, activations and sums of two tensors give; none
+            leaves them alone.
         bits_weights: of the weights of linear layers, convolutions and embeddings; none leaves them alone.
         bits_parameters: the same as `bits_weights`, as the reference spells it.
         bits_accum: of sums. Sums are floats here, so only 32, the reference's default, is taken.
@@ -77,11 +78,16 @@ class PostTrainLinearQuantizer(BitsQuantizer):
             self.bits_weights = self.bits_parameters
 
     def bits(self, modules: Mapping[str, Quantizable]) -> Mapping[str, ModuleBits]:
-        return super().bits(_with_outputs(modules))
+        plan = super().bits(_with_outputs(modules))
+        before = {name for name in plan if modules[name].before_relu and not self._asked_for(plan[name])}
+        plan = {name: replace(bits, activations=None) if name in before else bits for name, bits in plan.items()}
+        return {name: bits for name, bits in plan.items() if bits.weights or bits.activations or bits.bias}
 
     def check_bits(self, modules: Mapping[str, Quantizable]) -> Iterator[ArgumentError]:
         yield from super().check_bits(_with_outputs(modules))
 
+    # torch.compile fails where it meets the model, whose mode counts here, by a second way.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def quantize(self, name: str, weight: Tensor, context: Context) -> Tensor:
         if self._floats(context) or not weight.numel():
             return weight
@@ -89,13 +95,15 @@ class PostTrainLinearQuantizer(BitsQuantizer):
         numbers = weight_numbers(self.mode, bits, values, self.per_channel_wts)
         return self._back(numbers, self._whole(numbers, bits, values)) + (weight - values)
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def quantize_activation(self, name: str, output: Tensor, context: Context) -> Tensor:
         if self._floats(context):
             self._look(name, output.detach())
             return output
         values, bits = output.detach(), context.activations[name]
         numbers = self._numbers(name, context, values)
-        return self._back(numbers, self._whole(numbers, bits, values)) + (output - values)
+        rounded = self._back(numbers, self._whole(numbers, bits, values)) + (output - values)
+        return torch.where(numbers.scale > 0, rounded, output)
 
     @hookimpl
     def on_epoch_begin(self) -> None:
@@ -139,6 +147,8 @@ class PostTrainLinearQuantizer(BitsQuantizer):
         if seen is None or not seen[_SAMPLES]:
             return None
         numbers = self._numbers(name, context, seen.new_zeros(0, dtype=torch.float32))
+        if not numbers.scale > 0:
+            return None
         least, most = _ends(self.mode, context.activations[name])
         return Levels(1 / float(numbers.scale), -int(numbers.zero_point), least, most)
 
@@ -149,6 +159,10 @@ class PostTrainLinearQuantizer(BitsQuantizer):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`."""
         self._seen = {name: tensor.clone() for name, tensor in state["seen"].items()}
+
+    def _asked_for(self, bits: ModuleBits) -> bool:
+        """Whether an override gives what a module gives its bits, and not `bits_activations`."""
+        return self._key_of("activations", bits.given_by) != ("bits_activations",)
 
     def _floats(self, context: Context) -> bool:
         return self._looking or context.model.training
@@ -166,13 +180,18 @@ class PostTrainLinearQuantizer(BitsQuantizer):
         seen[_HIGH] = torch.maximum(seen[_HIGH], highs.max())
 
     def _numbers(self, name: str, context: Context, values: Tensor) -> Linear:
-        """Scale and zero point of an activation; of one that was not seen, those of these values."""
+        """Scale and zero point of an activation; of one that was not seen, those of these values.
+
+        The scale of a range without an end is 0: no integers span it.
+        """
         low, high = values.aminmax() if values.numel() else (values.new_zeros(()), values.new_zeros(()))
         seen = self._seen.get(name)
         if seen is not None:
             edges = (edge.to(values) for edge in self._range(seen))
             low, high = (torch.where(seen[_SAMPLES] > 0, e, own) for e, own in zip(edges, (low, high), strict=True))
-        return linear(self.mode, context.activations[name], low, high)
+        ends = low.isfinite() & high.isfinite()
+        numbers = linear(self.mode, context.activations[name], low.where(ends, 0), high.where(ends, 0))
+        return numbers._replace(scale=numbers.scale.where(ends, 0))
 
     def _range(self, seen: Tensor) -> tuple[Tensor, Tensor]:
         if self.clip_acts == "AVG":
@@ -200,5 +219,8 @@ def _ends(mode: Mode, bits: int) -> tuple[int, int]:
 
 
 def _with_outputs(modules: Mapping[str, Quantizable]) -> dict[str, Quantizable]:
-    """What layers give, and the model's inputs, can be quantized too."""
-    return {name: replace(m, activations=m.activations or m.weights or name == INPUT) for name, m in modules.items()}
+    """What layers and sums give, and the model's inputs, can be quantized too."""
+    return {
+        name: replace(module, activations=module.activations or module.weights or module.adds or name == INPUT)
+        for name, module in modules.items()
+    }

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from prunekit_post_train_quantizer import PostTrainLinearQuantizer
+from structlog.testing import capture_logs
 from torch import Tensor, nn
 
 from prunekit import INPUT, CompressionScheduler, Context, Progress, ScheduleError, Trace, Window, train
@@ -157,8 +158,64 @@ def test_its_levels_are_what_its_activations_give() -> None:
 def test_layers_activations_and_inputs_get_their_bits() -> None:
     told = scheduler(bits_weights=4, overrides={"fc2": {"wts": None, "acts": 6}})._policies[0].bits  # type: ignore
     bits = {name: (entry.get("weights"), entry.get("activations")) for name, entry in told.items()}
-    layers = {"conv1": (4, 8), "conv2": (4, 8), "fc1": (4, 8), "fc2": (None, 6)}
+    layers = {"conv1": (4, 8), "conv2": (4, None), "fc1": (4, None), "fc2": (None, 6)}  # a ReLU follows conv2 and fc1
     assert bits == {INPUT: (None, 8), **dict.fromkeys(("relu", "relu_1", "relu_2"), (None, 8)), **layers}
+
+
+class Residual(nn.Module):
+    """conv → relu, plus what came in; the last block has a ReLU behind the sum."""
+
+    def __init__(self, then: nn.Module | None = None) -> None:
+        super().__init__()
+        self.conv, self.relu, self.then = nn.Conv2d(1, 1, 1), nn.ReLU(), then or nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.then(self.relu(self.conv(x)) + x)
+
+
+def activation_bits(**keys: Any) -> dict[str, int | None]:
+    """Of two residual blocks, by name."""
+    net = nn.Sequential(Residual(), Residual(nn.ReLU()))
+    policy: Any = CompressionScheduler.from_dict(schedule(**keys), net, trace=SILENT)._policies[0]
+    return dict(policy.activations)
+
+
+def test_sums_are_quantized_and_what_goes_to_a_relu_alone_is_rounded_behind_it() -> None:
+    relus = {"0.relu": 8, "1.relu": 8, "1.then": 8}
+    assert activation_bits() == {INPUT: 8, **relus, "0.add": 8}
+    assert activation_bits(bits_activations=None, overrides={"*.add": {"acts": 6}}) == {"0.add": 6, "1.add": 6}
+
+
+def test_overrides_reach_sums_and_what_goes_to_a_relu_by_name() -> None:
+    relus = {INPUT: 8, "0.relu": 8, "1.relu": 8, "1.then": 8}
+    assert activation_bits(overrides={"0.add": {"acts": None}}) == relus
+    assert activation_bits(overrides={"0.add": {"bits_activations": 5}}) == {**relus, "0.add": 5}
+    assert activation_bits(overrides={"1.conv": {"acts": 4}}) == {**relus, "0.add": 8, "1.conv": 4}
+    assert activation_bits(overrides={"1.conv": {"wts": 4}}) == {**relus, "0.add": 8}
+    del relus["1.relu"]  # neither it nor what goes to it
+    assert activation_bits(overrides={"1.relu": {"acts": None}}) == {**relus, "0.add": 8}
+
+
+def test_clip_acts_is_of_the_output_behind_the_relu() -> None:
+    net = nn.Sequential(nn.Linear(1, 1, bias=False), nn.ReLU())
+    net[0].weight.data.fill_(1.0)
+    keys = {"mode": "ASYMMETRIC_UNSIGNED", "bits_activations": 2, "bits_weights": None, "clip_acts": "AVG"}
+    run = CompressionScheduler.from_dict(schedule(**keys, overrides={INPUT: {"acts": None}}), net, trace=SILENT)
+    run.on_epoch_begin(1)
+    net(torch.tensor([[-9.0], [2.0], [4.0]]))  # behind the ReLU 0, 2, 4: from 2 to 2 on average, and 0
+    with torch.no_grad():
+        values = net.eval()(torch.tensor([[-9.0], [0.3], [0.9], [9.0]])).flatten().tolist()
+    assert values == pytest.approx([0, 0, 2 / 3, 2])  # integers 0 … 3 of 2 / 3
+
+
+def test_a_sum_without_bounds_such_as_that_of_a_mask_stays_as_it_is() -> None:
+    infinite = [[[0.5, float("-inf")]]]
+    for keys in ({"mode": "SYMMETRIC"}, {"mode": "ASYMMETRIC_SIGNED"}, {"clip_acts": "N_STD", "clip_n_stds": 1}):
+        assert activation(infinite, [0.3, float("-inf")], 2, **keys) == [0.3, float("-inf")]
+    quantizer = PostTrainLinearQuantizer()
+    with quantizer.calibration():
+        quantizer.quantize_activation("a", torch.tensor(infinite), context(2))
+    assert quantizer.levels("a", context(2)) is None
 
 
 def test_bits_parameters_means_bits_weights() -> None:
@@ -220,6 +277,36 @@ def test_without_training_8_bits_cost_next_to_nothing_and_2_bits_much() -> None:
 # The laws of every component
 
 
-@pytest.mark.parametrize("keys", [{"mode": "ASYMMETRIC_UNSIGNED"}, {"per_channel_wts": True, "clip_acts": "AVG"}])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"mode": "ASYMMETRIC_UNSIGNED", "bits_weights": 2, "bits_activations": 2},
+        {"per_channel_wts": True, "clip_acts": "AVG"},
+        {"bits_activations": None},
+    ],
+)
 def test_it_keeps_the_laws(keys: dict[str, Any]) -> None:
     check_component(PostTrainLinearQuantizer, **keys)
+
+
+class Untraceable(nn.Module):
+    """A sum behind a branch that depends on the data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() > 0:
+            x = -x
+        return self.one(x) + self.two(x)
+
+
+@pytest.mark.parametrize(("cls", "told"), [("PostTrainLinearQuantizer", ["Untraceable"]), ("WRPNQuantizer", [])])
+def test_a_sum_that_can_not_be_traced_is_told_by_who_would_quantize_it(cls: str, told: list[str]) -> None:
+    quantizer = {"class": cls, "bits_weights": 8, "bits_activations": 8}
+    policy = {"quantizer": {"instance_name": "q"}, "epochs": [0]}
+    data = {"version": 1, "quantizers": {"q": quantizer}, "policies": [policy]}
+    with capture_logs() as lines:
+        CompressionScheduler.from_dict(data, Untraceable()).on_epoch_begin(0)
+    assert [line["module"] for line in lines if line["event"] == "activations left alone"] == told
