@@ -325,7 +325,7 @@ def test_a_listener_that_is_switched_off_says_so_by_either_name(monkeypatch: pyt
 
 def test_all_that_a_distribution_offers_is_shown_by_its_name() -> None:
     result = run("show", "prunekit-l1-ranked-pruner")
-    first = [line.partition(":")[0] for line in result.stdout.splitlines() if line.startswith("pruner ")]
+    first = [line.partition(":")[0] for line in result.stdout.splitlines() if line.startswith("pruner L1Ranked")]
     assert first == ["pruner L1RankedStructureParameterPruner", "pruner L1RankedStructureParameterPruner_AGP"]
     listener = run("show", "prunekit-torch-lr")
     assert listener.exit_code == 0
