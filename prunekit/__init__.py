@@ -74,7 +74,7 @@ if TYPE_CHECKING:
     )
     from prunekit.hookspecs import hookimpl as hookimpl
     from prunekit.lock import Lock as Lock
-    from prunekit.parameters import Parameters as Parameters, transposed as transposed
+    from prunekit.parameters import Parameters as Parameters, owners as owners, transposed as transposed
     from prunekit.plugins import Plugins as Plugins, load_plugins as load_plugins
     from prunekit.progress import Progress as Progress, Window as Window
     from prunekit.ranking import RankedPruner as RankedPruner
@@ -113,7 +113,7 @@ _HOMES = {
     "prunekit.ranks": "RankSums together wide",
     "prunekit.hookspecs": "hookimpl",
     "prunekit.lock": "Lock",
-    "prunekit.parameters": "Parameters transposed",
+    "prunekit.parameters": "Parameters owners transposed",
     "prunekit.plugins": "Plugins load_plugins",
     "prunekit.progress": "Progress Window",
     "prunekit.schedule": "ComponentSpec PolicySpec Schedule",

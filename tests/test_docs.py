@@ -491,3 +491,20 @@ def test_a_block_that_is_wrong_is_found(tmp_path: Path, monkeypatch: pytest.Monk
         check(("python generated", "# made.py\none = 2\n"))
     with pytest.raises(AssertionError, match="on_epoch_begin"):
         check(("python signature", "def on_epoch_begin(model): ...\n"))
+
+
+@pytest.mark.parametrize(
+    ("info", "text"),
+    [
+        ("python", "assert 1 == 2"),
+        ("yaml", "version: 1\npruners:\n  a: {class: Nothing}\npolicies: []\n"),
+        ("python signature", "def on_epoch_begin(nothing: int) -> None: ..."),
+        ("python nonsense", "1"),
+    ],
+)
+def test_a_block_that_does_not_do_what_it_says_fails(
+    info: str, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((AssertionError, ScheduleError)):
+        run(Block(ROOT / "README.md", 1, info, text), ModuleType("page_of_docs"), monkeypatch)

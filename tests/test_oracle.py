@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import Any
 
+import oracle_replay
 import pytest
 import torch
 from oracle_replay import CASES, SILENT, Replay, arrays, check, model_of, named, parts, same, schedule_of
@@ -35,6 +36,17 @@ def test_case_equals_the_reference(name: str) -> None:
     lr = arrays(name)["lr"].reshape(-1)[0].item() if "lr" in arrays(name) else 0.1
     replay = Replay(name, lr)
     check(replay)
+
+
+@pytest.mark.parametrize("key", ["mask_begin/fc1.weight", "fwd/fc1.weight", "end/fc1.weight"])
+def test_what_differs_from_a_case_is_noticed(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`check` asserts: with one number of the reference changed it fails, and names it."""
+    changed = dict(arrays("agp_freq1"))
+    changed[key] = changed[key].clone()
+    changed[key].reshape(-1)[0] = 1 - changed[key].reshape(-1)[0]
+    monkeypatch.setattr(oracle_replay, "arrays", lambda name: changed)
+    with pytest.raises(AssertionError, match=key):
+        check(Replay("agp_freq1"))
 
 
 @pytest.mark.parametrize("name", named("seed"))

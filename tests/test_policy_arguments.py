@@ -253,16 +253,31 @@ def test_keep_mask_of_a_regularizer_without_a_threshold_has_no_effect_and_the_tr
     ]
 
 
+OPEN = [[[24, 10, 23, 10], [34, 20, 33, 20]], [[34, 20, 33, 20], [44, 30, 43, 30]]]  # nothing holds any more
+
+
 @pytest.mark.parametrize(
-    "args",
+    ("args", "expected"),
     [
-        {"use_double_copies": True},
-        {"keep_mask": True},
-        {**FORWARD_ONLY, "keep_mask": True},
-        {**UNMASKED, "keep_mask": True, "mini_batch_pruning_frequency": 1},
-        {**FORWARD_ONLY, "mask_gradients": True, "discard_masks_at_minibatch_end": True},
-        {**FORWARD_ONLY, "skip_first_minibatch": True, "discard_masks_at_minibatch_end": True},
+        ({"use_double_copies": True}, PLAIN),
+        ({"keep_mask": True}, PLAIN),
+        (
+            {**FORWARD_ONLY, "keep_mask": True},
+            [[[4, 0, 3, 0], [14, 10, 13, 10]], [[14, 0, 13, 0], [24, 10, 23, 10]], *PLAIN[2:]],
+        ),
+        (
+            {**UNMASKED, "keep_mask": True, "mini_batch_pruning_frequency": 1},
+            [[[4, 0, 3, 0], [14, 11, 13, 12]], [[14, 0, 13, 0], [24, 21, 23, 22]], *PLAIN[2:]],
+        ),
+        (
+            {**FORWARD_ONLY, "mask_gradients": True, "discard_masks_at_minibatch_end": True},
+            [[[4, 0, 3, 0], [14, 0, 13, 0]], [[14, 0, 13, 0], [24, 10, 23, 10]], *OPEN],
+        ),
+        (
+            {**FORWARD_ONLY, "skip_first_minibatch": True, "discard_masks_at_minibatch_end": True},
+            [[[4, 1, 3, 2], [14, 11, 13, 12]], [[14, 0, 13, 0], [24, 10, 23, 10]], *OPEN],
+        ),
     ],
 )
-def test_what_published_schedules_combine_is_accepted(args: dict[str, Any]) -> None:
-    CompressionScheduler.from_dict(schedule(args), Four(), trace=SILENT)
+def test_what_published_schedules_combine_does_what_each_argument_says(args: dict[str, Any], expected: Any) -> None:
+    assert story(schedule(args), *TEN) == expected

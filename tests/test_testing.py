@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import torch
 import wrong_components
 from wrong_components import Compounds, Gambler, Penalty, Right, TiesGoTogether
 
 from prunekit import PluginError, hookimpl
 from prunekit.errors import PrunekitError
-from prunekit.testing import LAWS, LawsBroken, check_component
+from prunekit.testing import LAWS, LawsBroken, TinyNet, check_component, epochs_under_card
 
 WRONG = [cls for cls in vars(wrong_components).values() if inspect.isclass(cls) and "breaks" in vars(cls)]
 ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -178,3 +179,10 @@ def test_starting_pytest_imports_no_torch(tmp_path: Path) -> None:
     (tmp_path / "test_one.py").write_text("import sys\ndef test_one(): assert 'torch' not in sys.modules")
     result = pytest_in(tmp_path)
     assert result.returncode == 0, result.stdout
+
+
+def test_a_card_without_a_schedule_is_told(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("# prunekit-nothing\n")
+    batch = torch.zeros(1, 1, 8, 8), torch.zeros(1, dtype=torch.long)
+    with pytest.raises(ValueError, match=r"README\.md has no ```yaml block"):
+        next(epochs_under_card(tmp_path / "README.md", TinyNet(), batch, 1))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch.optim import Optimizer
 
-from prunekit.bus import Participant
 from prunekit.components import Effect, SetLearningRates
 from prunekit.learning_rate import LearningRateSchedule
 from prunekit.policies.policy import Policy
@@ -21,12 +20,9 @@ class LRPolicy(Policy):
 
     component: LearningRateSchedule
 
-    def participants(self, epoch: int) -> Iterator[Participant]:
-        hooks = dict(self.hooks(epoch)) if self.window.is_active(epoch) else {}
-        if hooks:
-            yield self._participants.setdefault(tuple(hooks), Participant(self.origin, hooks))
-
     def hooks(self, epoch: int) -> Iterable[tuple[str, Callable[..., Any]]]:
+        if not self.window.is_active(epoch):
+            return
         if epoch == 0 and not self.component.takes_metrics:
             yield "on_epoch_begin", self.on_epoch_begin
         yield "on_epoch_end", self.on_epoch_end

@@ -10,13 +10,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from prunekit.testing.card import epochs_under_card as epochs_under_card
     from prunekit.testing.check import LAWS as LAWS, check_component as check_component
     from prunekit.testing.laws import LawsBroken as LawsBroken, Report as Report
     from prunekit.testing.tiny import TinyNet as TinyNet, application as application
 
-__all__ = ["LAWS", "LawsBroken", "Report", "TinyNet", "application", "check_component"]
+__all__ = ["LAWS", "LawsBroken", "Report", "TinyNet", "application", "check_component", "epochs_under_card"]
 
-_HOMES = {"check": "LAWS check_component", "laws": "LawsBroken Report", "tiny": "TinyNet application"}
+_HOMES = {
+    "card": "epochs_under_card",
+    "check": "LAWS check_component",
+    "laws": "LawsBroken Report",
+    "tiny": "TinyNet application",
+}
 """Where each name lives. It is imported when it is asked for: pytest loads this package at every start."""
 
 

@@ -24,6 +24,7 @@ from prunekit import (
     RankSums,
     generator_at,
     hookimpl,
+    owners,
     wide,
 )
 
@@ -75,8 +76,9 @@ class FMReconstructionChannelPruner(FixedSparsity, RankedPruner):
     def check(self, parameters: Mapping[str, Parameter], context: Context) -> Iterator[ArgumentError]:
         """Besides what every ranked pruner refuses: what is no convolution, and convolutions with groups."""
         yield from super().check(parameters, context)
+        modules = owners(context.model)
         for name, weight in parameters.items():
-            owner = _owner(context.model, name)
+            owner = modules.get(name)
             what = None
             if not isinstance(owner, _CONVOLUTIONS) and weight.dim() > 1:
                 what = f"belongs to a {type(owner).__name__}, which is no convolution"
@@ -90,10 +92,9 @@ class FMReconstructionChannelPruner(FixedSparsity, RankedPruner):
     def listen(self, parameters: Mapping[str, Parameter], context: Context) -> Iterable[RemovableHandle]:
         """A hook on each convolution."""
         self._weights, self._model = dict(parameters), context.model
+        modules = owners(context.model)
         for name in parameters:
-            owner = _owner(context.model, name)
-            assert owner is not None  # else it would have been refused
-            yield owner.register_forward_hook(partial(self._hear, name))
+            yield modules[name].register_forward_hook(partial(self._hear, name))
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # a compiled model calls it between two of its graphs
     @torch.no_grad()
@@ -199,11 +200,3 @@ def _padding(convolution: Any, d: int) -> tuple[int, int]:
         total = convolution.dilation[d] * (convolution.kernel_size[d] - 1)
         return total // 2, total - total // 2
     return convolution.padding[d], convolution.padding[d]
-
-
-def _owner(model: Module, name: str) -> Module | None:
-    """The module that a weight belongs to, by its stable name."""
-    modules = {
-        ".".join(p for p in path.split(".") if p != "_orig_mod"): module for path, module in model.named_modules()
-    }
-    return modules.get(name.rpartition(".")[0])

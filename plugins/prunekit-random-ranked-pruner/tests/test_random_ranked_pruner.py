@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,8 @@ from hypothesis import given, settings, strategies as st
 from prunekit_random_ranked_pruner import RandomRankedFilterPruner, RandomRankedFilterPruner_AGP
 from torch import Tensor, nn
 
-from prunekit import CompressionScheduler, Context, Progress, Schedule, ScheduleError, Trace, Window, load_plugins
-from prunekit.testing import check_component
+from prunekit import CompressionScheduler, Context, Progress, ScheduleError, Trace, Window, load_plugins
+from prunekit.testing import check_component, epochs_under_card
 
 SILENT = Trace(level="error")
 PLUGINS = load_plugins()  # once: it takes longer than all else in a test
@@ -255,17 +254,8 @@ class Network(nn.Module):
 
 def run_of_the_card(net: nn.Module, epochs: int) -> Iterator[CompressionScheduler]:
     """Train under the card's first schedule; the scheduler, at the end of each epoch."""
-    card = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    (first, *_) = re.findall(r"```yaml\n(.*?)```", card, re.DOTALL)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
-    run = CompressionScheduler(Schedule.from_text(first), net, optimizer, trace=SILENT, plugins=PLUGINS)
-    images, classes = torch.randn(4, 3, 6, 6), torch.arange(4)
-    for _ in run.epochs(epochs):
-        for x, y in run.minibatches([(images, classes)] * 2):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(net(x), y).backward()
-            optimizer.step()
-        yield run
+    batch = torch.randn(4, 3, 6, 6), torch.arange(4)
+    return epochs_under_card(Path(__file__).parents[1] / "README.md", net, batch, epochs, lr=0.05, minibatches=2)
 
 
 def test_the_cards_first_schedule_goes_where_the_card_says():

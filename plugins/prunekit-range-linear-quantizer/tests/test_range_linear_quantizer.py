@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from prunekit_range_linear_quantizer import QuantAwareTrainRangeLinearQuantizer,
 from test_docs import Network
 from torch import nn
 
-from prunekit import CompressionScheduler, Context, Progress, Schedule, ScheduleError, Trace, Window
-from prunekit.testing import check_component
+from prunekit import CompressionScheduler, Context, Progress, ScheduleError, Trace, Window
+from prunekit.testing import check_component, epochs_under_card
 
 SILENT = Trace(level="error")
 
@@ -38,18 +37,10 @@ def refused(**keys: Any) -> str:
 
 def run_of_the_card(after: Callable[[int, nn.Module, CompressionScheduler], Any]) -> None:
     """The first schedule of the method card, to its end; `after` is called with each epoch."""
-    card = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    (first, *_) = re.findall(r"```yaml\n(.*?)```", card, re.DOTALL)
     torch.manual_seed(0)
     net = Network()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9)
-    run = CompressionScheduler(Schedule.from_text(first), net, optimizer, trace=SILENT)
-    images, classes = torch.randn(4, 3, 6, 6), torch.arange(4)
-    for epoch in run.epochs(201):
-        for x, y in run.minibatches([(images, classes)]):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(net(x), y).backward()
-            optimizer.step()
+    batch = torch.randn(4, 3, 6, 6), torch.arange(4)
+    for epoch, run in enumerate(epochs_under_card(Path(__file__).parents[1] / "README.md", net, batch, 201)):
         after(epoch, net, run)
 
 
