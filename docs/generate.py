@@ -25,16 +25,17 @@ import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
+from importlib_metadata import EntryPoint
+
 from prunekit import PluginError
-from prunekit.arguments import Argument, arguments_of
-from prunekit.docstrings import documented_arguments
-from prunekit.jsonschema import Schema, schema_document
-from prunekit.offers import GROUPS, LISTENERS, Offer
-from prunekit.registry import Found, Registry
+from prunekit.components.arguments import Argument, arguments_of
+from prunekit.components.docstrings import documented_arguments
+from prunekit.plugins.entry_points import GROUPS, LISTENERS, Offer
+from prunekit.plugins.registry import Found, Registry
+from prunekit.schedule.json_schema import Schema, schema_document
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "docs" / "choose-a-pruner.md", ROOT / "docs" / "plugins.md")

@@ -79,6 +79,16 @@ def dotted(path: Iterable[str | int]) -> str:
     return text
 
 
+def nearest(word: str, known: Iterable[str], most: int = 1) -> list[str]:
+    """The known words that are spelled most like a word, the likest first; none where none comes near it.
+
+    >>> nearest("pruner", ["pruners", "policies"])
+    ['pruners']
+    """
+    folded = {name.lower(): name for name in sorted(set(known), reverse=True)}
+    return [folded[name] for name in get_close_matches(word.lower(), folded, n=most, cutoff=0.6)]
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """The end of a message about an unknown word: its nearest neighbour, or all that is known.
 
@@ -86,9 +96,17 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     "; did you mean 'pruners'?"
     """
     names = sorted(set(known))
-    folded = {name.lower(): name for name in reversed(names)}
-    close = get_close_matches(word.lower(), folded, n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean {folded[close[0]]!r}?"
+    for name in nearest(word, names):
+        return f"; did you mean {name!r}?"
     shown = ", ".join(map(repr, names[:8])) + (", …" if len(names) > 8 else "")
     return f"; known are {shown}" if names else ""
+
+
+def shortened(value: object, most: int = 60) -> str:
+    """A value as text that fits into a message.
+
+    >>> shortened("a" * 100, most=10)
+    "'aaaaaa..."
+    """
+    text = repr(value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."

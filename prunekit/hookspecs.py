@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from torch.nn import Module
     from torch.optim import Optimizer
 
-    from prunekit.components import Effect, Kind, LossTerm, MaskChange, Origin
+    from prunekit.components.effects import Effect, LossTerm, MaskChange, Origin
+    from prunekit.components.kinds import Kind
     from prunekit.progress import Progress
 
 PROJECT = "prunekit"

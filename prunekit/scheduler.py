@@ -11,24 +11,24 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from prunekit.build import build
-from prunekit.bus import EventBus, Result, moment
-from prunekit.components import MaskChange
-from prunekit.effects import Ledger
+from prunekit.components.effects import MaskChange
+from prunekit.engine.build import build
+from prunekit.engine.bus import EventBus, Result, moment
+from prunekit.engine.conflicts import exhausted, idle_policies
+from prunekit.engine.ledger import Ledger
+from prunekit.engine.policies import LRPolicy, Policy, PruningPolicy
+from prunekit.engine.quantizers import Quantizers
+from prunekit.engine.state import check_fit, fingerprint, fitting_masks, renamed, stateful
 from prunekit.errors import PrunekitError, ScheduleError
-from prunekit.learning_rate import learning_rates, set_groups
-from prunekit.lock import Lock
-from prunekit.masks import Masks
-from prunekit.parameters import Parameters
-from prunekit.plan import exhausted, idle_policies
-from prunekit.plugins import Plugins, core_entry, load_plugins
-from prunekit.policies import LRPolicy, Policy, PruningPolicy
+from prunekit.model.masks import Masks
+from prunekit.model.optimizer import learning_rates, set_groups
+from prunekit.model.parameters import Parameters
+from prunekit.plugins.listeners import Plugins, core_entry, load_plugins
+from prunekit.plugins.lock import Lock
 from prunekit.progress import Progress
-from prunekit.quantization import QuantizedForward
-from prunekit.quantizers import Quantizers
-from prunekit.schedule import Schedule, parse
-from prunekit.source import Source
-from prunekit.state import check_fit, fingerprint, fitting_masks, renamed, stateful
+from prunekit.quantization.forward import QuantizedForward
+from prunekit.schedule.schedule import Schedule, parse
+from prunekit.schedule.yaml_source import Source
 from prunekit.trace import Trace
 
 Batch = TypeVar("Batch")

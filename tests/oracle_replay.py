@@ -13,11 +13,7 @@ import torch
 from oracle_models import MODELS
 from torch import Tensor, nn
 
-from prunekit import (
-    CompressionScheduler,
-    Schedule,
-    Trace,
-)
+from prunekit import CompressionScheduler, Schedule, Trace
 
 HERE = Path(__file__).parent / "oracle"
 CASES: dict[str, dict[str, Any]] = {case["name"]: case for case in json.loads((HERE / "manifest.json").read_text())}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.functional import relu as rectified
 
-from prunekit.activations import INPUT, catalog
+from prunekit.quantization.catalog import INPUT, catalog
 
 
 def found(model: nn.Module) -> dict[str, str]:

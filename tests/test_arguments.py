@@ -11,8 +11,8 @@ import pytest
 from pydantic import Field
 from torch.optim import lr_scheduler
 
-from prunekit import NonNegative, Selectors, Sparsity
-from prunekit.arguments import arguments_of, check_arguments, json_schema, type_name
+from prunekit.components import NonNegative, Selectors, Sparsity
+from prunekit.components.arguments import arguments_of, check_arguments, json_schema, type_name
 
 if TYPE_CHECKING:
     from nowhere import Nothing  # type: ignore[import-not-found]

@@ -10,7 +10,8 @@ from oracle_models import QNet
 from test_bus import Recorder
 from torch import nn
 
-from prunekit import ArgumentError, BitsQuantizer, CompressionScheduler, ModuleBits, Quantizable, ScheduleError, Trace
+from prunekit import ArgumentError, CompressionScheduler, ScheduleError, Trace
+from prunekit.quantization import BitsQuantizer, ModuleBits, Quantizable
 
 MODULES = {
     "conv1": Quantizable("Conv2d", weights=True, bias=True),

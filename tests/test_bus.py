@@ -15,26 +15,22 @@ from torch import Tensor
 from prunekit import (
     ComponentSpec,
     CompressionScheduler,
-    Context,
-    LossTerm,
     PluginError,
     PolicySpec,
     Progress,
     Schedule,
     ScheduleError,
-    SetLearningRates,
-    SetMasks,
     Trace,
     Window,
-    ZeroWeights,
     hookimpl,
-    plugins,
 )
-from prunekit.bus import EventBus, Participant
-from prunekit.components import Origin
+from prunekit.components import Context, LossTerm, SetLearningRates, SetMasks, ZeroWeights
+from prunekit.components.effects import Origin
+from prunekit.engine.bus import EventBus, Participant
 from prunekit.hookspecs import PROJECT
-from prunekit.masks import Masks
-from prunekit.plugins import Listener, load_plugins
+from prunekit.model.masks import Masks
+from prunekit.plugins import listeners as plugins
+from prunekit.plugins.listeners import Listener, load_plugins
 
 SCHEDULE = {
     "version": 1,

@@ -17,9 +17,9 @@ from helpers import SILENT, through_a_file
 from hypothesis import given, settings, strategies as st
 from torch import Tensor, nn
 
-from prunekit import Application, CompressionScheduler, Context, Integers, Levels, PluginError, PrunekitError, train
-from prunekit.checkpoint import load_checkpoint
+from prunekit import Application, CompressionScheduler, PluginError, PrunekitError, train
 from prunekit.cli.group import prunekit
+from prunekit.components import Context
 from prunekit.export import (
     Compressed,
     compressed,
@@ -31,8 +31,10 @@ from prunekit.export import (
     to_torchao,
 )
 from prunekit.export.numbers import fitted, in_half_a_byte, level_type, restored, signed
-from prunekit.post_training import quantize
+from prunekit.quantization import Integers, Levels
 from prunekit.testing import TinyNet, application
+from prunekit.training.checkpoint import load_checkpoint
+from prunekit.training.post_training import quantize
 
 APP = "prunekit.testing:application"
 PRUNED = {"class": "SparsityLevelParameterPruner", "levels": {"conv2.weight": 0.5, "fc1.weight": 0.8}}

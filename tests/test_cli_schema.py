@@ -6,25 +6,25 @@ import copy
 import json
 import sys
 from collections.abc import Iterable, Iterator
-from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
 from click.testing import CliRunner
+from importlib_metadata import EntryPoint
 from jsonschema import Draft202012Validator
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from prunekit.build import build
 from prunekit.cli.group import prunekit
-from prunekit.jsonschema import schema_document
-from prunekit.new_plugin import create_plugin
-from prunekit.offers import Offer
-from prunekit.plugins import load_plugins
-from prunekit.registry import Found, Registry
-from prunekit.schedule import parse
-from prunekit.source import Source
+from prunekit.engine.build import build
+from prunekit.plugins.entry_points import Offer
+from prunekit.plugins.listeners import load_plugins
+from prunekit.plugins.registry import Found, Registry
+from prunekit.plugins.scaffold import create_plugin
+from prunekit.schedule.json_schema import schema_document
+from prunekit.schedule.schedule import parse
+from prunekit.schedule.yaml_source import Source
 
 SCHEDULES = sorted((Path(__file__).parent.parent / "examples" / "schedules").glob("*.yaml"))
 

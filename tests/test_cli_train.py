@@ -16,10 +16,10 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from prunekit.checkpoint import CHECKPOINT
 from prunekit.cli.group import prunekit
-from prunekit.results import RESULT
 from prunekit.trace import read
+from prunekit.training.checkpoint import CHECKPOINT
+from prunekit.training.results import RESULT
 
 APP = """
 import time

@@ -14,8 +14,8 @@ from click.testing import CliRunner, Result
 from test_registry import PRUNER, Install, fake_site, schedule
 
 from prunekit.cli.group import prunekit
-from prunekit.lock import LOCK, hash_of
-from prunekit.offers import this_version
+from prunekit.plugins.entry_points import this_version
+from prunekit.plugins.lock import LOCK, hash_of
 from prunekit.trace import read
 
 LISTENER = """\

@@ -10,8 +10,10 @@ import torch
 from hypothesis import given, strategies as st
 from oracle_replay import arrays
 
-from prunekit import CURVES, ArgumentError, Context, FixedSparsity, GradualSparsity, Progress, Window
-from prunekit.curves import cubic, exponential, linear, one_shot, through
+from prunekit import ArgumentError, Progress, Window
+from prunekit.components import Context
+from prunekit.pruning import CURVES, FixedSparsity, GradualSparsity
+from prunekit.pruning.curves import cubic, exponential, linear, one_shot, through
 
 
 def at(epoch: int, window: Window) -> Context:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from prunekit.offers import this_version
+from prunekit.plugins.entry_points import this_version
 
 PRUNER = """\
 class {name}:

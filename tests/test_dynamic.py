@@ -8,7 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from prunekit import Progress, budgets, draws, drop_lowest, grow_highest, random_mask
+from prunekit import Progress
+from prunekit.pruning import budgets, draws, drop_lowest, grow_highest, random_mask
 
 SHAPES = {"conv": (16, 8, 3, 3), "fc": (10, 40), "bias": (10,)}  # 1152 + 400 + 10 = 1562 weights
 

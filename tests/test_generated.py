@@ -15,8 +15,8 @@ import pytest
 import torch
 from jsonschema import Draft202012Validator
 
-from prunekit.new_plugin import create_plugin
-from prunekit.source import Source
+from prunekit.plugins.scaffold import create_plugin
+from prunekit.schedule.yaml_source import Source
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted(ROOT.glob("examples/schedules/*.yaml"))
@@ -172,7 +172,7 @@ def test_a_plugin_that_can_not_be_imported_is_said_and_its_table_stays(made: Cal
 
 TWO = '''
 from dataclasses import dataclass
-from prunekit import Selectors, Sparsity
+from prunekit.components import Selectors, Sparsity
 
 @dataclass
 class One:

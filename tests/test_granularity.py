@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
-from prunekit import Groups, Tiles, Units, fitting, granularities, groups_of
-from prunekit.granularity import GRANULARITIES, granularity_of
+from prunekit.pruning import Groups, Tiles, Units, fitting, granularities, groups_of
+from prunekit.pruning.granularity import GRANULARITIES, granularity_of
 
 
 def members(groups: Groups) -> list[list[int]]:

@@ -12,8 +12,9 @@ from hypothesis import given, strategies as st
 from test_bus import Recorder
 from torch import nn
 
-from prunekit import CompressionScheduler, PrunekitError, Trace, prune_count, prune_lowest, prune_smallest
-from prunekit.masks import Masks
+from prunekit import CompressionScheduler, PrunekitError, Trace
+from prunekit.model.masks import Masks
+from prunekit.pruning import prune_count, prune_lowest, prune_smallest
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
@@ -582,7 +583,7 @@ def test_scores_that_hold_nan_are_refused() -> None:
 
 @given(st.lists(st.sampled_from([-1.0, 0.0, 1.0, 2.0]), min_size=1, max_size=20), st.floats(0, 1))
 def test_the_path_for_accelerators_gives_the_same_masks(values: list[float], sparsity: float) -> None:
-    from prunekit.selection import _on_device
+    from prunekit.pruning.selection import _on_device
 
     scores, count = torch.tensor(values), int(sparsity * len(values))
     if 0 < count < len(values):

@@ -17,16 +17,16 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from prunekit.arguments import arguments_of
-from prunekit.cards import documented_arguments
 from prunekit.cli.group import prunekit
 from prunekit.cli.new_plugin import KINDS
-from prunekit.new_plugin import create_plugin, files
-from prunekit.new_plugin.names import Names
-from prunekit.offers import GROUPS
+from prunekit.components.arguments import arguments_of
+from prunekit.plugins.cards import documented_arguments
+from prunekit.plugins.entry_points import GROUPS
+from prunekit.plugins.scaffold import create_plugin, files
+from prunekit.plugins.scaffold.names import Names
 from prunekit.testing import application
 from prunekit.trace import read
-from prunekit.training import train
+from prunekit.training.loop import train
 
 NAMES = {
     "pruner": "MyPruner",

@@ -11,16 +11,8 @@ import torch
 from oracle_replay import CASES, SILENT, Replay, arrays, check, model_of, named, parts, same, schedule_of
 from torch import Tensor, nn
 
-from prunekit import (
-    ComponentSpec,
-    CompressionScheduler,
-    LossTerm,
-    PolicySpec,
-    Schedule,
-    ScheduleError,
-    Window,
-    hookimpl,
-)
+from prunekit import ComponentSpec, CompressionScheduler, PolicySpec, Schedule, ScheduleError, Window, hookimpl
+from prunekit.components import LossTerm
 
 DRAWN = ("Random", "Bernoulli")
 """Classes whose masks are drawn: not the reference's draws, see test_oracle_ranked.py."""

@@ -12,7 +12,9 @@ from prunekit_activation_ranked_pruner import APoZRanked, MeanRanked
 from prunekit_fm_reconstruction_pruner import FMReconstructionChannelPruner
 from torch import Tensor, nn
 
-from prunekit import Context, Progress, Units, Window
+from prunekit import Progress, Window
+from prunekit.components import Context
+from prunekit.pruning import Units
 
 LAYERS = {"layer.conv1.weight": "layer.relu1", "layer.conv2.weight": "layer.relu2"}
 

@@ -14,7 +14,9 @@ from prunekit_range_linear_quantizer import QuantAwareTrainRangeLinearQuantizer,
 from prunekit_wrpn_quantizer import WRPNQuantizer
 from torch import Tensor, nn
 
-from prunekit import BitsQuantizer, CompressionScheduler, Context, Progress, ScheduleError, Window
+from prunekit import CompressionScheduler, Progress, ScheduleError, Window
+from prunekit.components import Context
+from prunekit.quantization import BitsQuantizer
 
 NETS = [name for name in named("quantizer") if CASES[name]["yaml"]]
 WRPN = ["net_wrpn_w4a8", "net_wrpn_w2a4_overrides"]

@@ -7,7 +7,7 @@ import torch
 from oracle_replay import CASES, Replay, arrays, check, named, parts, same
 from torch import Tensor
 
-from prunekit.ranking import number_to_prune
+from prunekit.pruning.ranked_pruner import number_to_prune
 
 DRAWN = [name for name in CASES if CASES[name]["cls"].startswith(("Random", "Bernoulli"))]
 

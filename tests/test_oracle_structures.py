@@ -9,7 +9,7 @@ import torch
 from oracle_replay import Replay, arrays, check, same
 from torch import Tensor
 
-from prunekit import Groups, granularities
+from prunekit.pruning import Groups, granularities
 
 OTHER_DIVISOR = ["structure_mean_abs", "structure_cols_filters_mean_abs"]
 THRESHOLDS = {"Mean_Abs": 0.7, "Max": 1.3, "L1": 4.0, "L2": 2.0, "Mean_L1": 0.7, "Mean_L2": 0.3}

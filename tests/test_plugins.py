@@ -15,9 +15,9 @@ from structlog.testing import capture_logs
 from test_registry import Install, fake_site, refusal, run, schedule
 
 from prunekit import CompressionScheduler, PluginError, Trace, hookimpl
-from prunekit.offers import Offer
-from prunekit.plugins import Listener, create_registry, hook_names, load_plugins
-from prunekit.registry import Registry
+from prunekit.plugins.entry_points import Offer
+from prunekit.plugins.listeners import Listener, create_registry, hook_names, load_plugins
+from prunekit.plugins.registry import Registry
 
 LISTENER = """\
 from prunekit import hookimpl
@@ -28,7 +28,8 @@ def on_epoch_begin(progress):
     heard.append(progress.epoch)
 """
 OFFERING = """\
-from prunekit import hookimpl, prune_lowest
+from prunekit import hookimpl
+from prunekit.pruning import prune_lowest
 
 class Dynamic:
     def __init__(self, weights: list[str]) -> None:

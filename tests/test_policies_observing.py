@@ -16,17 +16,17 @@ from torch.utils.hooks import RemovableHandle
 from prunekit import (
     ComponentSpec,
     CompressionScheduler,
-    Context,
     PluginError,
     PolicySpec,
     PrunekitError,
     Schedule,
     Window,
     hookimpl,
-    prune_lowest,
 )
-from prunekit.plugins import Listener, Plugins
-from prunekit.registry import Registry
+from prunekit.components import Context
+from prunekit.plugins.listeners import Listener, Plugins
+from prunekit.plugins.registry import Registry
+from prunekit.pruning import prune_lowest
 
 
 @dataclass

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import ast
 import subprocess
 import sys
-from pathlib import Path
 
 import prunekit
+from prunekit import api
 
 
-def test_names_for_type_checkers_are_the_names_at_run_time() -> None:
-    tree = ast.parse(Path(prunekit.__file__).read_text())
-    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
-    typed = {
-        f"{imported.module}.{alias.asname}"
-        for imported in block.body
-        if isinstance(imported, ast.ImportFrom)
-        for alias in imported.names
-    }
-    homes = {f"{home}.{name}" for home, names in prunekit._HOMES.items() for name in names.split()}
-    assert typed == homes
-    assert all(hasattr(prunekit, name) for name in prunekit.__all__)
+def test_the_names_at_the_door_are_those_of_its_list() -> None:
+    assert prunekit.__all__ == sorted(name for name in vars(api) if name.isidentifier() and name[0] != "_")
+    assert all(getattr(prunekit, name) is getattr(api, name) for name in prunekit.__all__)
+    assert {*prunekit.__all__} <= {*dir(prunekit)}
+
+
+def test_a_name_that_is_not_offered_is_an_attribute_error() -> None:
+    assert not hasattr(prunekit, "Schedul")
 
 
 def test_importing_prunekit_does_not_import_torch() -> None:

@@ -16,7 +16,6 @@ from torch.nn import functional
 from prunekit import (
     ComponentSpec,
     CompressionScheduler,
-    Context,
     PluginError,
     PolicySpec,
     Schedule,
@@ -24,6 +23,7 @@ from prunekit import (
     Trace,
     Window,
 )
+from prunekit.components import Context
 
 SILENT = Trace(level="error")
 QUANTIZERS = ["DorefaQuantizer", "WRPNQuantizer", "PACTQuantizer", "QuantAwareTrainRangeLinearQuantizer"]

@@ -18,19 +18,16 @@ from prunekit import (
     ArgumentError,
     ComponentSpec,
     CompressionScheduler,
-    Context,
-    FixedSparsity,
-    GradualSparsity,
-    Groups,
     PolicySpec,
     Progress,
-    RankedPruner,
     Schedule,
     ScheduleError,
     Window,
 )
-from prunekit.parameters import Parameters
-from prunekit.ranking import number_to_prune
+from prunekit.components import Context
+from prunekit.model.parameters import Parameters
+from prunekit.pruning import FixedSparsity, GradualSparsity, Groups, RankedPruner
+from prunekit.pruning.ranked_pruner import number_to_prune
 
 
 @dataclass(kw_only=True)

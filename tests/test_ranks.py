@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import distributed, multiprocessing
 
-from prunekit import RankSums, together
+from prunekit.pruning import RankSums, together
 
 
 def test_without_other_ranks_what_was_added_is_what_is_agreed_on():

@@ -12,11 +12,11 @@ import torch
 from helpers import MLP, SILENT
 
 from prunekit import CompressionScheduler, PluginError, ScheduleError
-from prunekit.plugins import load_plugins
-from prunekit.registry import Registry
+from prunekit.plugins.listeners import load_plugins
+from prunekit.plugins.registry import Registry
 
 PRUNER = """\
-from prunekit import prune_lowest
+from prunekit.pruning import prune_lowest
 
 class Halver:
     def __init__(self, weights: list[str]) -> None:

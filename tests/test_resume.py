@@ -22,7 +22,7 @@ from prunekit import (
     hookimpl,
     load_plugins,
 )
-from prunekit.plugins import Listener
+from prunekit.plugins.listeners import Listener
 
 EPOCHS = 8
 PRUNERS: dict[str, dict[str, Any]] = {

@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, event, given, settings, strategies as st
 
 from examples.models.alexnet import AlexNet
 from prunekit import CompressionScheduler, Schedule, ScheduleError, Trace
-from prunekit.plugins import load_plugins
-from prunekit.source import Source, dump
+from prunekit.plugins.listeners import load_plugins
+from prunekit.schedule.yaml_source import Source, dump
 
 EXAMPLES = Path(__file__).parent.parent / "examples" / "schedules"
 PRUNERS = """\

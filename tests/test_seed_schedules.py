@@ -16,7 +16,7 @@ from torch import nn
 from examples import mnist
 from examples.models.preact_resnet import PreactResNet
 from prunekit import Application, CompressionScheduler, ScheduleError, Trace
-from prunekit.selectors import without_module
+from prunekit.model.selectors import without_module
 
 SCHEDULES = Path(__file__).parents[1] / "examples" / "schedules"
 SENSITIVITIES = {

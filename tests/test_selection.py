@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 from torch import Tensor
 
-from prunekit import keep_n_of_m, prune_smallest_together
-from prunekit.selection import _by_order, _on_device
+from prunekit.pruning import keep_n_of_m, prune_smallest_together
+from prunekit.pruning.selection import _by_order, _on_device
 
 TYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 FEW_VALUES = st.sampled_from([-1.5, -0.0, 0.0, 0.5, 0.5, 2.0, 3.25, 1e-30])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from prunekit.selectors import Selection, select, without_module
+from prunekit.model.selectors import Selection, select, without_module
 
 PLAIN = ["conv1.weight", "conv1.bias", "features.0.weight", "features.3.weight", "fc.weight"]
 WRAPPED = [f"module.{name}" for name in PLAIN]

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from prunekit.errors import Position
-from prunekit.source import Source, dump
+from prunekit.schedule.yaml_source import Source, dump
 
 
 def read(text: str) -> Any:

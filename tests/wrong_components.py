@@ -13,17 +13,10 @@ from torch.nn import AdaptiveAvgPool2d, Module, Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from prunekit import (
-    BitsQuantizer,
-    Context,
-    NonNegative,
-    Progress,
-    Selectors,
-    Sparsity,
-    hookimpl,
-    prune_count,
-    prune_lowest,
-)
+from prunekit import Progress, hookimpl
+from prunekit.components import Context, NonNegative, Selectors, Sparsity
+from prunekit.pruning import prune_count, prune_lowest
+from prunekit.quantization import BitsQuantizer
 
 Weights = Mapping[str, Tensor]
 

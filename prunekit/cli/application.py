@@ -14,10 +14,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from prunekit.cli.console import complain, misuse
-from prunekit.errors import did_you_mean
+from prunekit.errors import nearest, shortened
 
 if TYPE_CHECKING:
-    from prunekit.application import Application
+    from prunekit.training.application import Application
 
 
 def load_application(spec: str, seed: int) -> Application:
@@ -26,8 +26,8 @@ def load_application(spec: str, seed: int) -> Application:
     Raises:
         SystemExit: there is no such module or function, or it gives no Application; what is there has been said.
     """
-    from prunekit.application import Application
-    from prunekit.checkpoint import seed_everything
+    from prunekit.training.application import Application
+    from prunekit.training.checkpoint import seed_everything
 
     function = _function(spec)
     arguments = {"seed": seed} if "seed" in inspect.signature(function).parameters else {}
@@ -42,7 +42,7 @@ def load_application(spec: str, seed: int) -> Application:
         complain(traceback.format_exc())
         raise misuse(f"--app: {spec!r} failed: {type(error).__name__}: {error}") from error
     if not isinstance(application, Application):
-        raise misuse(f"--app: {spec!r} must return prunekit.Application, got {_short(application)}")
+        raise misuse(f"--app: {spec!r} must return prunekit.Application, got {shortened(application, 80)}")
     return application
 
 
@@ -55,7 +55,7 @@ def _function(spec: str) -> Callable[..., Any]:
     if function is None:
         raise misuse(f"--app: module {name!r} has no function {attribute!r}{_there(attribute, _functions(module))}")
     if not callable(function):
-        raise misuse(f"--app: {spec!r} is no function but {_short(function)}")
+        raise misuse(f"--app: {spec!r} is no function but {shortened(function, 80)}")
     checked: Callable[..., Any] = function
     return checked
 
@@ -99,15 +99,9 @@ def _functions(module: ModuleType) -> list[str]:
 def _there(word: str, known: Iterable[str]) -> str:
     """The end of a message about a word that is not known: the nearest one, and all of them."""
     names = sorted(known)
-    guess = did_you_mean(word, names)
-    hint = f"{guess} " if "did you mean" in guess else "; "
+    hint = "; " + "".join(f"did you mean {name!r}? " for name in nearest(word, names))
     return f"{hint}known are {', '.join(names) or 'none'}"
 
 
 def _call(arguments: dict[str, Any]) -> str:
     return "seed= alone" if arguments else "no arguments"
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

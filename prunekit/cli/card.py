@@ -12,7 +12,7 @@ import rich_click as click
 from prunekit.cli.console import complain, errors_shown, new_console, new_table, show as show_table
 
 if TYPE_CHECKING:
-    from prunekit.cards import Card
+    from prunekit.plugins.cards import Card
 
 
 @click.command()
@@ -23,8 +23,8 @@ def show(name: str, as_json: bool) -> None:
 
     DISTRIBUTION:NAME where several distributions offer the name. It is imported for that.
     """
-    from prunekit.cards import cards
-    from prunekit.plugins import load_plugins
+    from prunekit.plugins.cards import cards
+    from prunekit.plugins.listeners import load_plugins
 
     with errors_shown():
         found = cards(load_plugins(), name)

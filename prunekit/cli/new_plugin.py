@@ -11,7 +11,7 @@ import rich_click as click
 from prunekit.cli.console import misuse
 
 if TYPE_CHECKING:
-    from prunekit.new_plugin import NewPlugin
+    from prunekit.plugins.scaffold import NewPlugin
 
 KINDS = ("pruner", "regularizer", "quantizer", "lr_scheduler", "extension", "listener")
 
@@ -28,7 +28,7 @@ def new_plugin(name: str, kind: str, into: Path) -> None:
     It works as it is: a component of about ten lines, tests, a method card, a schedule to train under.
     """
     from prunekit.errors import PluginError
-    from prunekit.new_plugin import create_plugin
+    from prunekit.plugins.scaffold import create_plugin
 
     try:
         created = create_plugin(name, kind, into)

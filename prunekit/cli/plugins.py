@@ -16,7 +16,7 @@ from prunekit.cli.console import FAILED, complain, fits, new_table, show
 from prunekit.cli.trust import say_what_is_not_switched_off
 
 if TYPE_CHECKING:
-    from prunekit.offers import Offer
+    from prunekit.plugins.entry_points import Offer
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def plugins(context: click.Context, check: bool, as_json: bool) -> None:
     """
     if context.invoked_subcommand is not None:
         return
-    from prunekit.offers import stray_offers
+    from prunekit.plugins.entry_points import stray_offers
 
     offers = _offers()
     rows = [_row(offer, offers) for offer in offers]
@@ -70,8 +70,8 @@ plugins.add_command(show_card)
 
 
 def _offers() -> list[Offer]:
-    from prunekit.components import SECTIONS
-    from prunekit.offers import component_offers, listener_offers
+    from prunekit.components.kinds import SECTIONS
+    from prunekit.plugins.entry_points import component_offers, listener_offers
 
     kinds = list(SECTIONS.values())
     return [*sorted(component_offers(), key=lambda offer: kinds.index(offer.kind)), *listener_offers()]  # type: ignore[arg-type]
@@ -79,7 +79,7 @@ def _offers() -> list[Offer]:
 
 def _row(offer: Offer, offers: Sequence[Offer]) -> Row:
     """What metadata tells of an offer."""
-    from prunekit.plugins import is_disabled
+    from prunekit.plugins.listeners import is_disabled
 
     row = _plain_row(offer)
     module = offer.module.partition(".")[0]
@@ -103,7 +103,7 @@ def _plain_row(offer: Offer) -> Row:
 def _stray(offer: Offer) -> Row:
     """An entry point that nobody looks for."""
     from prunekit.errors import did_you_mean
-    from prunekit.offers import GROUPS, LISTENERS
+    from prunekit.plugins.entry_points import GROUPS, LISTENERS
 
     listens = any(word in offer.group for word in ("listener", "hook", "plugin"))
     hint = f"; listeners belong in {LISTENERS!r}" if listens else did_you_mean(offer.group, GROUPS.values())
@@ -122,8 +122,8 @@ def _exists(module: str) -> bool:
 def _checked(row: Row, offer: Offer) -> Row:
     """The same after an import, where that is wanted."""
     from prunekit.errors import PluginError
-    from prunekit.plugins import load_plugins, must_be
-    from prunekit.registry import Registry
+    from prunekit.plugins.listeners import load_plugins, must_be
+    from prunekit.plugins.registry import Registry
 
     if row.state in ("disabled", "incompatible"):
         return row
@@ -139,8 +139,8 @@ def _checked(row: Row, offer: Offer) -> Row:
 
 def _at_run_time(offers: Sequence[Offer]) -> Iterator[Row]:
     """What the listeners among them offer where no entry point has the name."""
-    from prunekit.offers import GROUPS
-    from prunekit.plugins import create_registry, load_plugins
+    from prunekit.plugins.entry_points import GROUPS
+    from prunekit.plugins.listeners import create_registry, load_plugins
 
     registered = create_registry([])
     for listener in load_plugins(offers=[offer for offer in offers if offer.kind == "listener"]).listeners:

@@ -13,7 +13,7 @@ from prunekit.cli.runs import application_of, settings_of, trust_in
 from prunekit.cli.trust import trust_options
 
 if TYPE_CHECKING:
-    from prunekit.results import TrainingResult
+    from prunekit.training.results import TrainingResult
 
 
 @click.command()
@@ -62,9 +62,9 @@ def _beside(run: Path | None, schedule: Path) -> Path:
 
 
 def _quantize(run: Path | None, schedule: Path, folder: Path, batches: int, settings: dict[str, Any]) -> TrainingResult:
-    from prunekit.checkpoint import load_checkpoint
     from prunekit.export.runs import restored_run
-    from prunekit.post_training import quantize as quantize_it
+    from prunekit.training.checkpoint import load_checkpoint
+    from prunekit.training.post_training import quantize as quantize_it
 
     application, trust = application_of(settings), trust_in(settings)
     trained = None if run is None else restored_run(load_checkpoint(run), application, str(run), trust)

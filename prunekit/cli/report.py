@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from prunekit.results import Baseline, Change, ParameterResult, TrainingResult
+    from prunekit.training.results import Baseline, Change, ParameterResult, TrainingResult
 
 _COLUMNS = ("parameter", "shape", "dense", "non-zero", "sparsity", "by", "epochs")
 
@@ -78,7 +78,7 @@ def _value(loss: float, accuracy: float | None) -> str:
 
 
 def _counts(chosen: Sequence[ParameterResult]) -> tuple[str, str, str]:
-    from prunekit.results import sparsity_of
+    from prunekit.training.results import sparsity_of
 
     dense, nonzero = sum(p.dense for p in chosen), sum(p.nonzero for p in chosen)
     return f"{dense:,}", f"{nonzero:,}", f"{sparsity_of(chosen):.4f}"

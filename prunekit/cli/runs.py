@@ -10,8 +10,8 @@ from prunekit.cli.console import misuse
 from prunekit.cli.trust import trust_of
 
 if TYPE_CHECKING:
-    from prunekit.application import Application
-    from prunekit.trust import Trust
+    from prunekit.plugins.trust import Trust
+    from prunekit.training.application import Application
 
 
 def settings_of(run: Path, **given: Any) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def settings_of(run: Path, **given: Any) -> dict[str, Any]:
     Raises:
         StateError: there is no run in the folder.
     """
-    from prunekit.checkpoint import load_checkpoint
+    from prunekit.training.checkpoint import load_checkpoint
 
     saved = load_checkpoint(run, mmap=True)["settings"]
     return {**saved, **{key: value for key, value in given.items() if value is not None}}

@@ -16,12 +16,12 @@ import rich_click as click
 
 from prunekit.cli.application import load_application
 from prunekit.cli.console import FAILED, INTERRUPTED, complain, errors_shown
+from prunekit.cli.run_options import Wanted, wanted_run
 from prunekit.cli.trust import say_what_is_not_switched_off, trust_of, trust_options
-from prunekit.cli.wanted import Wanted, wanted_run
 
 if TYPE_CHECKING:
-    from prunekit.results import Baseline, TrainingResult
-    from prunekit.schedule import Schedule
+    from prunekit.schedule.schedule import Schedule
+    from prunekit.training.results import Baseline, TrainingResult
 
 
 @click.command()
@@ -77,9 +77,9 @@ def _run(wanted: Wanted) -> None:
 def _train(
     wanted: Wanted, schedule: Schedule | Path, run_dir: Path, *, resume: bool, label: str = ""
 ) -> TrainingResult:
-    from prunekit.cli.progress import Display
+    from prunekit.cli.display import Display
     from prunekit.errors import PrunekitError
-    from prunekit.training import TrainingInterrupted, train as run
+    from prunekit.training.loop import TrainingInterrupted, train as run
 
     application, epochs = load_application(wanted.app, wanted.seed), wanted.epochs
     with Display(epochs, label) as display:
@@ -116,10 +116,10 @@ def _train(
 
 def _twin(wanted: Wanted) -> Baseline:
     """The dense model: the same application, seed and epochs, under the schedule's learning rates alone."""
-    from prunekit.checkpoint import CHECKPOINT
-    from prunekit.results import Baseline
-    from prunekit.schedule import Schedule
-    from prunekit.training import dense_schedule
+    from prunekit.schedule.schedule import Schedule
+    from prunekit.training.checkpoint import CHECKPOINT
+    from prunekit.training.loop import dense_schedule
+    from prunekit.training.results import Baseline
 
     schedule = wanted.schedule if isinstance(wanted.schedule, Schedule) else Schedule.from_yaml(wanted.schedule)
     folder = wanted.run_dir / "dense"
@@ -129,7 +129,7 @@ def _twin(wanted: Wanted) -> Baseline:
 
 
 def _say_how_to_resume(run_dir: Path) -> None:
-    from prunekit.checkpoint import CHECKPOINT
+    from prunekit.training.checkpoint import CHECKPOINT
 
     if (run_dir / CHECKPOINT).exists():
         folder = shlex.quote(str(run_dir))

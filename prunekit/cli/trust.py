@@ -11,7 +11,7 @@ import rich_click as click
 from prunekit.cli.console import complain
 
 if TYPE_CHECKING:
-    from prunekit.trust import Trust
+    from prunekit.plugins.trust import Trust
 
 
 def trust_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -36,8 +36,8 @@ def trust_of(allow_plugins: str | None, locked: str | Path | None) -> Trust:
     Raises:
         PluginError: the file holds no lock.
     """
-    from prunekit.lock import Lock
-    from prunekit.trust import Trust
+    from prunekit.plugins.lock import Lock
+    from prunekit.plugins.trust import Trust
 
     allow = None if allow_plugins is None else [name.strip() for name in allow_plugins.split(",") if name.strip()]
     return Trust(allow, None if locked is None else Lock.read(locked))
@@ -45,12 +45,14 @@ def trust_of(allow_plugins: str | None, locked: str | Path | None) -> Trust:
 
 def say_what_is_not_switched_off() -> None:
     """Warn of names in PRUNEKIT_DISABLE that no listener has."""
+    from packaging.utils import canonicalize_name
+
     from prunekit.errors import did_you_mean
-    from prunekit.offers import listener_offers, normal
-    from prunekit.plugins import DISABLE, disabled_listeners
+    from prunekit.plugins.entry_points import listener_offers
+    from prunekit.plugins.listeners import DISABLE, disabled_listeners
 
     offers = listener_offers()
     known = [*(offer.name for offer in offers), *(offer.distribution for offer in offers)]
     for name in sorted(disabled_listeners()):
-        if normal(name) not in map(normal, known):
+        if canonicalize_name(name) not in map(canonicalize_name, known):
             complain(f"warning: {DISABLE} names {name!r}, and no listener is called that{did_you_mean(name, known)}")

@@ -14,10 +14,10 @@ from prunekit.cli.console import FAILED, complain, errors_shown
 from prunekit.cli.trust import say_what_is_not_switched_off, trust_of, trust_options
 
 if TYPE_CHECKING:
-    from prunekit.application import Application
     from prunekit.errors import Problem
-    from prunekit.plugins import Plugins
-    from prunekit.schedule import Schedule
+    from prunekit.plugins.listeners import Plugins
+    from prunekit.schedule.schedule import Schedule
+    from prunekit.training.application import Application
 
 Finding = tuple[str, "Problem"]
 """A problem and how severe it is: 'error' or 'warning'."""
@@ -49,7 +49,7 @@ def validate(
 
     The exit code is 0 if there is no error (warnings are no errors), else 1.
     """
-    from prunekit.plugins import load_plugins
+    from prunekit.plugins.listeners import load_plugins
 
     with errors_shown():
         plugins = load_plugins(trust_of(allow_plugins, locked))
@@ -75,9 +75,9 @@ def check(
     path: Path, plugins: Plugins, application: Application | None, epochs: int | None
 ) -> tuple[Schedule, list[Finding]]:
     """A schedule as far as it can be read, and what is wrong with it, in the order of the file."""
-    from prunekit.build import build
-    from prunekit.schedule import parse
-    from prunekit.source import Source
+    from prunekit.engine.build import build
+    from prunekit.schedule.schedule import parse
+    from prunekit.schedule.yaml_source import Source
 
     schedule = parse(Source.from_file(path))
     model, optimizer = (None, None) if application is None else (application.model, application.optimizer)

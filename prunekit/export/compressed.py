@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
-from prunekit.activations import INPUT, Catalog
-from prunekit.components import Integers, Integral, Levels
+from prunekit.components.quantizer import Integers, Integral, Levels
 from prunekit.errors import PrunekitError
 from prunekit.export.numbers import fitted, must_restore
-from prunekit.graph import unwrapped
-from prunekit.parameters import Parameters
-from prunekit.quantization import Passing, Reading
+from prunekit.model.dataflow import unwrapped
+from prunekit.model.parameters import Parameters
+from prunekit.quantization.catalog import INPUT, Catalog
+from prunekit.quantization.forward import Passing, Reading
 from prunekit.scheduler import CompressionScheduler
 
 _MOST_BITS = 16

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from prunekit.components import Integers, Levels
+from prunekit.components.quantizer import Integers, Levels
 from prunekit.errors import PluginError
 
 _TYPES = (torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32)

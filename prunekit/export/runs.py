@@ -7,16 +7,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from prunekit.application import Application, device_of, to_device
-from prunekit.checkpoint import load_checkpoint
 from prunekit.errors import PrunekitError, StateError
 from prunekit.export.compressed import Compressed, compressed
 from prunekit.export.measure import state_bytes
-from prunekit.plugins import load_plugins
-from prunekit.schedule import Schedule
+from prunekit.plugins.listeners import load_plugins
+from prunekit.plugins.trust import Trust
+from prunekit.schedule.schedule import Schedule
 from prunekit.scheduler import CompressionScheduler
 from prunekit.trace import Trace
-from prunekit.trust import Trust
+from prunekit.training.application import Application, device_of, to_device
+from prunekit.training.checkpoint import load_checkpoint
 
 
 @contextmanager

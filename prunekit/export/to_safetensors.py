@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from prunekit.checkpoint import replace_file
-from prunekit.components import Integers
+from prunekit.components.quantizer import Integers
 from prunekit.export.compressed import Compressed, needs
 from prunekit.export.numbers import restored
+from prunekit.training.checkpoint import replace_file
 
 INT, SCALE, ZERO_POINT = ".int", ".scale", ".zero_point"
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Module
 
-from prunekit.checkpoint import replace_file
-from prunekit.components import Integers
+from prunekit.components.quantizer import Integers
 from prunekit.errors import PrunekitError
 from prunekit.export.compressed import Compressed, needs
 from prunekit.export.numbers import signed
+from prunekit.training.checkpoint import replace_file
 
 _KINDS = (nn.Linear, nn.Conv2d, nn.Embedding)
 """The layers for which torchao has the arithmetic."""

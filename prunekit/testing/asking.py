@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunekit.activations import INPUT
-from prunekit.components import Context, Observing
+from prunekit.components.context import Context
+from prunekit.components.pruner import Observing
+from prunekit.quantization.catalog import INPUT
 from prunekit.testing.laws import QUANTIZER, REGULARIZER, NotApplicable
 from prunekit.testing.runs import MINIBATCHES, WINDOW, Run, reseed
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Module
 
-from prunekit.schedule import Schedule
+from prunekit.schedule.schedule import Schedule
 from prunekit.scheduler import CompressionScheduler
 from prunekit.trace import Trace
 

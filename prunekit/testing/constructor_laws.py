@@ -7,8 +7,8 @@ import inspect
 from collections.abc import Iterator
 from typing import Any
 
-from prunekit.arguments import Argument, arguments_of, check_value
-from prunekit.cards import documented_arguments
+from prunekit.components.arguments import Argument, arguments_of, check_value
+from prunekit.plugins.cards import documented_arguments
 from prunekit.testing.laws import COMPONENTS, NotApplicable, law, listed, must
 from prunekit.testing.subject import Subject
 

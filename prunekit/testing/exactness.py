@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from prunekit.arguments import arguments_of
-from prunekit.components import Sparsity
+from prunekit.components.arguments import arguments_of
+from prunekit.components.types import Sparsity
 from prunekit.testing.laws import Broken, NotApplicable, listed
 from prunekit.testing.runs import Run
 

@@ -7,10 +7,10 @@ import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
-from prunekit.arguments import Argument, arguments_of, check_value
-from prunekit.bits import BitsQuantizer
-from prunekit.components import Kind
+from prunekit.components.arguments import Argument, arguments_of, check_value
+from prunekit.components.kinds import Kind
 from prunekit.errors import PluginError
+from prunekit.quantization.bits import BitsQuantizer
 
 EVERY_WEIGHT = "*.weight"
 _NUMBERS: tuple[Any, ...] = (0.25, 0.5, 0.75, 0.9, 1, 2, 3, 4, 8, 0.1, 0.01, 0, -1, 100)

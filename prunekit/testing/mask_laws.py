@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from prunekit.components import Observing, QuantizesModules
+from prunekit.components.pruner import Observing
+from prunekit.components.quantizer import QuantizesModules
 from prunekit.errors import ScheduleError
-from prunekit.selection import prune_lowest
+from prunekit.pruning.selection import prune_lowest
 from prunekit.testing.asking import (
     ask,
     context_of,

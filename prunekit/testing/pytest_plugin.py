@@ -78,7 +78,7 @@ class _LawBroken(AssertionError):
 
 def _items(session: pytest.Session, name: str, arguments: str) -> Iterator[pytest.Item]:
     from prunekit.errors import PrunekitError
-    from prunekit.source import Source
+    from prunekit.schedule.yaml_source import Source
     from prunekit.testing.check import laws_of
     from prunekit.testing.subject import find_subject
 

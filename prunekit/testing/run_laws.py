@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from copy import deepcopy
 
-from prunekit.components import Stateful
+from prunekit.components.context import Stateful
 from prunekit.testing.laws import (
     ACTING,
     COMPONENTS,

@@ -15,18 +15,20 @@ from torch import Tensor, nn
 from torch.nn import Module, Parameter
 from torch.optim.lr_scheduler import ExponentialLR
 
-from prunekit.checkpoint import random_states, seed_everything, set_random_states
-from prunekit.components import Context
-from prunekit.plugins import Plugins
+from prunekit.components.context import Context
+from prunekit.errors import shortened
+from prunekit.plugins.listeners import Plugins
+from prunekit.plugins.registry import Registry
 from prunekit.progress import Window
-from prunekit.registry import Registry
-from prunekit.schedule import ComponentSpec, PolicySpec, Schedule
+from prunekit.pruning.selection import prune_lowest
+from prunekit.schedule.schedule import Schedule
+from prunekit.schedule.specs import ComponentSpec, PolicySpec
 from prunekit.scheduler import CompressionScheduler
-from prunekit.selection import prune_lowest
 from prunekit.testing.laws import EXTENSION, LISTENER, LR_SCHEDULER
 from prunekit.testing.subject import Subject
 from prunekit.testing.tiny import TinyNet, tiny_data
 from prunekit.trace import Trace
+from prunekit.training.checkpoint import random_states, seed_everything, set_random_states
 
 EPOCHS = 6
 WINDOW = Window(1, 5)
@@ -224,7 +226,7 @@ def differences(one: Any, other: Any, path: str = "", *, exact: bool = True) -> 
         for index, pair in enumerate(zip(one, other, strict=True)):
             yield from differences(*pair, f"{path}[{index}]", exact=exact)
     elif one != other and not (one != one and other != other):
-        yield f"{path} is {_short(one)} and {_short(other)}"
+        yield f"{path} is {shortened(one)} and {shortened(other)}"
 
 
 def reseed(seed: int = 5) -> None:
@@ -239,8 +241,3 @@ def _same(one: Tensor, other: Tensor) -> bool:
         torch.equal(one, other)
         or (torch.equal(one.isnan(), other.isnan()) and torch.equal(one.nan_to_num(), other.nan_to_num()))
     )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -12,13 +12,13 @@ import torch
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LRScheduler
 
-from prunekit.arguments import check_arguments
-from prunekit.components import Kind
+from prunekit.components.arguments import check_arguments
+from prunekit.components.kinds import Kind
+from prunekit.engine.learning_rate import LearningRateSchedule
 from prunekit.errors import ArgumentError, PluginError, did_you_mean
-from prunekit.learning_rate import LearningRateSchedule
-from prunekit.offers import GROUPS, component_offers, listener_offers
-from prunekit.plugins import Listener, hook_names, load_plugins, must_be
-from prunekit.registry import Found
+from prunekit.plugins.entry_points import GROUPS, component_offers, listener_offers
+from prunekit.plugins.listeners import Listener, hook_names, load_plugins, must_be
+from prunekit.plugins.registry import Found
 from prunekit.testing.examples import example_arguments
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from prunekit.application import Application
+from prunekit.training.application import Application
 
 IMAGES, SIDE, CLASSES = 128, 8, 4
 

@@ -13,21 +13,10 @@ from torch import Tensor, nn
 from torch.nn import Module, Parameter
 from torch.utils.hooks import RemovableHandle
 
-from prunekit import (
-    Activation,
-    ArgumentError,
-    Context,
-    FixedSparsity,
-    GradualSparsity,
-    Groups,
-    PluginError,
-    RankedPruner,
-    RankSums,
-    Units,
-    following_activations,
-    hookimpl,
-    wide,
-)
+from prunekit import ArgumentError, PluginError, hookimpl
+from prunekit.components import Context
+from prunekit.model import Activation, following_activations
+from prunekit.pruning import FixedSparsity, GradualSparsity, Groups, RankedPruner, RankSums, Units, wide
 
 _LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 

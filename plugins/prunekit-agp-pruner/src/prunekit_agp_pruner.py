@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import Parameter
 
-from prunekit import ArgumentError, Context, GradualSparsity, Selectors, prune_smallest
+from prunekit import ArgumentError
+from prunekit.components import Context, Selectors
+from prunekit.pruning import GradualSparsity, prune_smallest
 
 
 @dataclass(kw_only=True)

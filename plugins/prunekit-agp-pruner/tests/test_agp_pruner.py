@@ -13,7 +13,8 @@ from prunekit_agp_pruner import AutomatedGradualPruner
 from structlog.testing import capture_logs
 from torch import nn
 
-from prunekit import CompressionScheduler, Context, Progress, ScheduleError, Window
+from prunekit import CompressionScheduler, Progress, ScheduleError, Window
+from prunekit.components import Context
 from prunekit.testing import check_component
 
 HALF = {"initial_sparsity": 0.0, "final_sparsity": 0.5, "weights": ["fc1.weight"]}

@@ -10,7 +10,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import Parameter
 
-from prunekit import ArgumentError, Context, NonNegative, Selectors, Window
+from prunekit import ArgumentError, Window
+from prunekit.components import Context, NonNegative, Selectors
 
 
 @dataclass(kw_only=True)

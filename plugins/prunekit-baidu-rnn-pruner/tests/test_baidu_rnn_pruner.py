@@ -14,7 +14,8 @@ from hypothesis import given, settings, strategies as st
 from prunekit_baidu_rnn_pruner import BaiduRNNPruner
 from torch import nn
 
-from prunekit import CompressionScheduler, Context, Progress, Schedule, ScheduleError, Window
+from prunekit import CompressionScheduler, Progress, Schedule, ScheduleError, Window
+from prunekit.components import Context
 from prunekit.testing import check_component
 
 # In a window of 3 epochs with its ramp at epoch 1: θ = 2 · 4 / (2 · 1 + 3 · 2) = 1 and φ = 1.5.

@@ -10,7 +10,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from prunekit import Context, FixedSparsity, GradualSparsity, Groups, RankedPruner
+from prunekit.components import Context
+from prunekit.pruning import FixedSparsity, GradualSparsity, Groups, RankedPruner
 
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, description="of being dropped")]
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-from prunekit import BitsQuantizer, Context, Integers, Levels
+from prunekit.components import Context
+from prunekit.quantization import BitsQuantizer, Integers, Levels
 
 
 @dataclass(kw_only=True)

@@ -14,19 +14,10 @@ from torch import Tensor, nn
 from torch.nn import Module, Parameter
 from torch.utils.hooks import RemovableHandle
 
-from prunekit import (
-    ArgumentError,
-    Context,
-    FixedSparsity,
-    Groups,
-    Progress,
-    RankedPruner,
-    RankSums,
-    generator_at,
-    hookimpl,
-    owners,
-    wide,
-)
+from prunekit import ArgumentError, Progress, hookimpl
+from prunekit.components import Context
+from prunekit.model import owners
+from prunekit.pruning import FixedSparsity, Groups, RankedPruner, RankSums, generator_at, wide
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]

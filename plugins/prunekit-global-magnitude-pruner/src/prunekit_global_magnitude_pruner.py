@@ -13,15 +13,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import Parameter
 
-from prunekit import (
-    ArgumentError,
-    Context,
-    FixedSparsity,
-    GradualSparsity,
-    Progress,
-    Selectors,
-    prune_smallest_together,
-)
+from prunekit import ArgumentError, Progress
+from prunekit.components import Context, Selectors
+from prunekit.pruning import FixedSparsity, GradualSparsity, prune_smallest_together
 
 Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from prunekit import Context, FixedSparsity, GradualSparsity, Groups, Parameters, RankedPruner
+from prunekit.components import Context
+from prunekit.model import Parameters
+from prunekit.pruning import FixedSparsity, GradualSparsity, Groups, RankedPruner
 
 
 @dataclass(kw_only=True)

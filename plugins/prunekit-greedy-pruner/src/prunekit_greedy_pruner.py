@@ -15,18 +15,10 @@ from torch.func import functional_call
 from torch.nn import Module, Parameter
 from torch.utils.hooks import RemovableHandle
 
-from prunekit import (
-    ArgumentError,
-    Context,
-    FixedSparsity,
-    Parameters,
-    Selectors,
-    Units,
-    hookimpl,
-    prune_count,
-    together,
-    unwrapped,
-)
+from prunekit import ArgumentError, hookimpl
+from prunekit.components import Context, Selectors
+from prunekit.model import Parameters, unwrapped
+from prunekit.pruning import FixedSparsity, Units, prune_count, together
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Step = PositiveInt | Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]

@@ -11,7 +11,10 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import Parameter
 
-from prunekit import ArgumentError, Context, Groups, NonNegative, fitting, groups_of, transposed
+from prunekit import ArgumentError
+from prunekit.components import Context, NonNegative
+from prunekit.model import transposed
+from prunekit.pruning import Groups, fitting, groups_of
 
 GroupType = Literal[
     "2D", "3D", "Filters", "4D", "Channels", "Rows", "Cols", "Rows+Cols", "Cols+Rows", "Channels+4D", "4D+Channels"

@@ -11,7 +11,8 @@ from hypothesis import given, strategies as st
 from prunekit_group_lasso_regularizer import GroupLassoRegularizer, GroupType
 from torch import Tensor, nn
 
-from prunekit import ArgumentError, CompressionScheduler, Context, Progress, ScheduleError, Trace, Window
+from prunekit import ArgumentError, CompressionScheduler, Progress, ScheduleError, Trace, Window
+from prunekit.components import Context
 from prunekit.testing import check_component
 from prunekit.trace import read
 

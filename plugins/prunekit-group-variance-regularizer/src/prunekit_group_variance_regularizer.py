@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from prunekit import ArgumentError, Context, Groups, NonNegative, granularities
+from prunekit import ArgumentError
+from prunekit.components import Context, NonNegative
+from prunekit.pruning import Groups, granularities
 
 GroupType = Literal["Channels"]
 """The groups of one tensor."""

@@ -14,7 +14,8 @@ from prunekit_group_variance_regularizer import GroupVarianceRegularizer
 from structlog.testing import capture_logs
 from torch import Tensor, nn
 
-from prunekit import CompressionScheduler, Context, Progress, Schedule, ScheduleError, Window
+from prunekit import CompressionScheduler, Progress, Schedule, ScheduleError, Window
+from prunekit.components import Context
 from prunekit.testing import check_component
 
 # Channel 0 is [3, 4] and channel 1 is [1, 0]: norms 5 and 1, mean 3, variance 2² + 2² = 8 with n - 1 = 1 below it.

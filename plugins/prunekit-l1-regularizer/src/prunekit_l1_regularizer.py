@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import Parameter
 
-from prunekit import ArgumentError, Context, NonNegative
+from prunekit import ArgumentError
+from prunekit.components import Context, NonNegative
 
 
 @dataclass

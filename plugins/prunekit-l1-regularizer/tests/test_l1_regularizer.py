@@ -10,17 +10,8 @@ from hypothesis import given, strategies as st
 from prunekit_l1_regularizer import L1Regularizer
 from torch import Tensor, nn
 
-from prunekit import (
-    ComponentSpec,
-    CompressionScheduler,
-    Context,
-    PolicySpec,
-    Progress,
-    Schedule,
-    ScheduleError,
-    Trace,
-    Window,
-)
+from prunekit import ComponentSpec, CompressionScheduler, PolicySpec, Progress, Schedule, ScheduleError, Trace, Window
+from prunekit.components import Context
 from prunekit.testing import check_component
 from prunekit.trace import read
 

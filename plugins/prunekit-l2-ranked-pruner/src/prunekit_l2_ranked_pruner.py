@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from prunekit import Context, FixedSparsity, GradualSparsity, Groups, RankedPruner
+from prunekit.components import Context
+from prunekit.pruning import FixedSparsity, GradualSparsity, Groups, RankedPruner
 
 
 @dataclass(kw_only=True)

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import Parameter
 
-from prunekit import ArgumentError, Context, Sparsity, prune_smallest
+from prunekit import ArgumentError
+from prunekit.components import Context, Sparsity
+from prunekit.pruning import prune_smallest
 
 
 @dataclass

@@ -12,7 +12,8 @@ from prunekit_level_pruner import SparsityLevelParameterPruner
 from structlog.testing import capture_logs
 from torch import nn
 
-from prunekit import CompressionScheduler, Context, Progress, ScheduleError, Window
+from prunekit import CompressionScheduler, Progress, ScheduleError, Window
+from prunekit.components import Context
 from prunekit.testing import check_component
 
 

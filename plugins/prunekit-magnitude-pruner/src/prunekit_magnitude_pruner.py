@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import Parameter
 
-from prunekit import ArgumentError, Context, NonNegative
+from prunekit import ArgumentError
+from prunekit.components import Context, NonNegative
 
 
 @dataclass

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from prunekit import ArgumentError, Context, GradualSparsity, Selectors, prune_count
+from prunekit import ArgumentError
+from prunekit.components import Context, Selectors
+from prunekit.pruning import GradualSparsity, prune_count
 
 
 @dataclass(kw_only=True)

@@ -14,7 +14,8 @@ from prunekit_movement_pruner import MovementPruner
 from structlog.testing import capture_logs
 from torch import Tensor, nn
 
-from prunekit import CompressionScheduler, Context, Progress, Schedule, ScheduleError, Trace, Window
+from prunekit import CompressionScheduler, Progress, Schedule, ScheduleError, Trace, Window
+from prunekit.components import Context
 from prunekit.testing import check_component
 
 README = Path(__file__).parents[1] / "README.md"

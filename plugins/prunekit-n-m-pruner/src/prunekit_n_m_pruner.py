@@ -10,7 +10,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import Parameter
 
-from prunekit import ArgumentError, Context, Selectors, keep_n_of_m
+from prunekit import ArgumentError
+from prunekit.components import Context, Selectors
+from prunekit.pruning import keep_n_of_m
 
 NotNegative = Annotated[int, Field(ge=0)]
 PositiveInt = Annotated[int, Field(ge=1)]

@@ -13,18 +13,10 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from prunekit import (
-    ArgumentError,
-    Context,
-    FixedSparsity,
-    GradualSparsity,
-    Parameters,
-    Progress,
-    Selectors,
-    Units,
-    following_batchnorms,
-    prune_smallest_together,
-)
+from prunekit import ArgumentError, Progress
+from prunekit.components import Context, Selectors
+from prunekit.model import Parameters, following_batchnorms
+from prunekit.pruning import FixedSparsity, GradualSparsity, Units, prune_smallest_together
 
 Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 

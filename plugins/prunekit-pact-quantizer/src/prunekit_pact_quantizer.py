@@ -12,7 +12,10 @@ from pydantic import Field
 from torch import Tensor, distributed
 from torch.nn import Parameter
 
-from prunekit import Context, Levels, NonNegative, hookimpl, together
+from prunekit import hookimpl
+from prunekit.components import Context, NonNegative
+from prunekit.pruning import together
+from prunekit.quantization import Levels
 
 
 @dataclass(kw_only=True)

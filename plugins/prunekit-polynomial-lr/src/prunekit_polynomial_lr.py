@@ -6,7 +6,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from prunekit import ArgumentError, NonNegative
+from prunekit import ArgumentError
+from prunekit.components import NonNegative
 
 
 class PolynomialLR(LRScheduler):

@@ -12,19 +12,9 @@ from prunekit_range_linear_quantizer import Linear, Mode, linear, weight_numbers
 from pydantic import Field
 from torch import Tensor, distributed
 
-from prunekit import (
-    INPUT,
-    ArgumentError,
-    Bits,
-    BitsQuantizer,
-    Context,
-    Integers,
-    Levels,
-    ModuleBits,
-    Progress,
-    Quantizable,
-    hookimpl,
-)
+from prunekit import ArgumentError, Progress, hookimpl
+from prunekit.components import Context
+from prunekit.quantization import INPUT, Bits, BitsQuantizer, Integers, Levels, ModuleBits, Quantizable
 
 # What is remembered of an activation: over samples, their number, the sums of their least and of their largest values;
 # over elements, their number, their sum, that of their squares; the least and the largest.

@@ -11,9 +11,11 @@ from prunekit_post_train_quantizer import PostTrainLinearQuantizer
 from structlog.testing import capture_logs
 from torch import Tensor, nn
 
-from prunekit import INPUT, CompressionScheduler, Context, Progress, ScheduleError, Trace, Window, train
-from prunekit.post_training import quantize
+from prunekit import CompressionScheduler, Progress, ScheduleError, Trace, Window, train
+from prunekit.components import Context
+from prunekit.quantization import INPUT
 from prunekit.testing import TinyNet, application, check_component
+from prunekit.training.post_training import quantize
 
 SILENT = Trace(level="error", logger=None)
 

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from prunekit import ArgumentError, Context, Groups, RankedPruner, Sparsity
+from prunekit import ArgumentError
+from prunekit.components import Context, Sparsity
+from prunekit.pruning import Groups, RankedPruner
 
 
 @dataclass(kw_only=True)

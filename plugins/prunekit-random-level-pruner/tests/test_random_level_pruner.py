@@ -13,7 +13,8 @@ from prunekit_random_level_pruner import RandomLevelStructureParameterPruner
 from structlog.testing import capture_logs
 from torch import Tensor, nn
 
-from prunekit import CompressionScheduler, Context, Progress, ScheduleError, Trace, Window, load_plugins
+from prunekit import CompressionScheduler, Progress, ScheduleError, Trace, Window, load_plugins
+from prunekit.components import Context
 from prunekit.testing import check_component, epochs_under_card
 
 SILENT = Trace(level="error")

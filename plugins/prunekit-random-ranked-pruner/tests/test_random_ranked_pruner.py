@@ -12,7 +12,8 @@ from hypothesis import given, settings, strategies as st
 from prunekit_random_ranked_pruner import RandomRankedFilterPruner, RandomRankedFilterPruner_AGP
 from torch import Tensor, nn
 
-from prunekit import CompressionScheduler, Context, Progress, ScheduleError, Trace, Window, load_plugins
+from prunekit import CompressionScheduler, Progress, ScheduleError, Trace, Window, load_plugins
+from prunekit.components import Context
 from prunekit.testing import check_component, epochs_under_card
 
 SILENT = Trace(level="error")

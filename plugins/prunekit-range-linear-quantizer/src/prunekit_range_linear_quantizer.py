@@ -10,7 +10,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, distributed
 
-from prunekit import INPUT, ArgumentError, BitsQuantizer, Context, Integers, Levels, ModuleBits, Quantizable, hookimpl
+from prunekit import ArgumentError, hookimpl
+from prunekit.components import Context
+from prunekit.quantization import INPUT, BitsQuantizer, Integers, Levels, ModuleBits, Quantizable
 
 Mode = Literal["SYMMETRIC", "SYMMETRIC_RESTRICTED", "ASYMMETRIC_SIGNED", "ASYMMETRIC_UNSIGNED"]
 

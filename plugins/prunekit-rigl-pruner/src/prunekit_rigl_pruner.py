@@ -11,20 +11,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import Parameter
 
-from prunekit import (
-    ArgumentError,
-    Context,
-    Distribution,
-    Progress,
-    Selectors,
-    Sparsity,
-    Window,
-    budgets,
-    draws,
-    drop_lowest,
-    grow_highest,
-    random_mask,
-)
+from prunekit import ArgumentError, Progress, Window
+from prunekit.components import Context, Selectors, Sparsity
+from prunekit.pruning import Distribution, budgets, draws, drop_lowest, grow_highest, random_mask
 
 PositiveInt = Annotated[int, Field(ge=1)]
 

@@ -13,7 +13,8 @@ from prunekit_sensitivity_pruner import SensitivityPruner
 from structlog.testing import capture_logs
 from torch import nn
 
-from prunekit import CompressionScheduler, Context, Progress, ScheduleError, Window
+from prunekit import CompressionScheduler, Progress, ScheduleError, Window
+from prunekit.components import Context
 from prunekit.testing import check_component
 
 # Mean 0, sum of squares 36, divisor n - 1 = 4: a standard deviation of exactly 3 (with n in the divisor, 2.68…).

@@ -10,18 +10,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import Parameter
 
-from prunekit import (
-    ArgumentError,
-    Context,
-    Distribution,
-    Selectors,
-    Sparsity,
-    budgets,
-    draws,
-    drop_lowest,
-    grow_highest,
-    random_mask,
-)
+from prunekit import ArgumentError
+from prunekit.components import Context, Selectors, Sparsity
+from prunekit.pruning import Distribution, budgets, draws, drop_lowest, grow_highest, random_mask
 
 
 @dataclass(kw_only=True)

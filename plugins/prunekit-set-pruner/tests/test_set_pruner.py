@@ -13,7 +13,8 @@ from hypothesis import given, settings, strategies as st
 from prunekit_set_pruner import SETPruner
 from torch import nn
 
-from prunekit import CompressionScheduler, Context, Progress, Schedule, ScheduleError, Trace, Window
+from prunekit import CompressionScheduler, Progress, Schedule, ScheduleError, Trace, Window
+from prunekit.components import Context
 from prunekit.testing import check_component
 
 README = Path(__file__).parents[1] / "README.md"

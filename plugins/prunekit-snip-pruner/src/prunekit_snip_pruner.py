@@ -12,7 +12,9 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import Parameter
 
-from prunekit import ArgumentError, Context, Selectors, Sparsity, prune_smallest_together
+from prunekit import ArgumentError
+from prunekit.components import Context, Selectors, Sparsity
+from prunekit.pruning import prune_smallest_together
 
 Tensors = dict[str, Tensor]
 

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from prunekit import ArgumentError, Context, NonNegative
+from prunekit import ArgumentError
+from prunekit.components import Context, NonNegative
 
 
 class Statistics(NamedTuple):

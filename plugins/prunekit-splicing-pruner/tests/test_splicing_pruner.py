@@ -15,7 +15,8 @@ from prunekit_splicing_pruner import SplicingPruner, statistics_of
 from structlog.testing import capture_logs
 from torch import Tensor, nn
 
-from prunekit import CompressionScheduler, Context, Progress, Schedule, ScheduleError, Window
+from prunekit import CompressionScheduler, Progress, Schedule, ScheduleError, Window
+from prunekit.components import Context
 from prunekit.testing import check_component
 
 # Magnitudes 5, 1, 1, 1: the mean is 2, the squared distances are 9 + 1 + 1 + 1 = 12, and 12 / (4 - 1) is 2².

@@ -9,7 +9,10 @@ from typing import Literal, get_args
 from torch import Tensor
 from torch.nn import Parameter
 
-from prunekit import ArgumentError, Context, Groups, NonNegative, fitting, groups_of, transposed
+from prunekit import ArgumentError
+from prunekit.components import Context, NonNegative
+from prunekit.model import transposed
+from prunekit.pruning import Groups, fitting, groups_of
 
 GroupType = Literal["2D", "3D", "Filters", "Channels", "Rows", "Cols", "4D"]
 """The groups of one tensor, by their names in the schedule language."""

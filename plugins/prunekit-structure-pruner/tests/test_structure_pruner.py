@@ -12,7 +12,8 @@ from hypothesis import given, settings, strategies as st
 from prunekit_structure_pruner import GroupType, StructureParameterPruner
 from torch import Tensor, nn
 
-from prunekit import CompressionScheduler, Context, Progress, Schedule, ScheduleError, Window
+from prunekit import CompressionScheduler, Progress, Schedule, ScheduleError, Window
+from prunekit.components import Context
 from prunekit.testing import check_component
 
 MATRIX = [[3.0, 4.0], [0.0, -12.0], [0.0, 0.0]]

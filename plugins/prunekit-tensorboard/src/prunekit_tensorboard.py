@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from prunekit import MaskChange, Parameters, Progress, hookimpl
+from prunekit import MaskChange, Progress, hookimpl
+from prunekit.model import Parameters
 
 FOLDER = "tensorboard"
 """Within the run's folder."""

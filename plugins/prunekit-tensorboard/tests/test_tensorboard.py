@@ -15,19 +15,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from torch.nn.utils import parametrize
 
-from prunekit import (
-    ComponentSpec,
-    CompressionScheduler,
-    DropMasks,
-    PolicySpec,
-    Schedule,
-    SetMasks,
-    Trace,
-    Window,
-    hookimpl,
-    load_plugins,
-)
-from prunekit.plugins import Listener
+from prunekit import ComponentSpec, CompressionScheduler, PolicySpec, Schedule, Trace, Window, hookimpl, load_plugins
+from prunekit.components import DropMasks, SetMasks
+from prunekit.plugins.listeners import Listener
 from prunekit.testing import check_component
 
 GRADUAL = {"class": "AutomatedGradualPruner", "initial_sparsity": 0.0, "final_sparsity": 0.5, "weights": ["weight"]}

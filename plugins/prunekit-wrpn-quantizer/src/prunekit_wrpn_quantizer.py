@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from prunekit import ArgumentError, BitsQuantizer, Context, Integers, Levels, Quantizable
+from prunekit import ArgumentError
+from prunekit.components import Context
+from prunekit.quantization import BitsQuantizer, Integers, Levels, Quantizable
 
 
 @dataclass(kw_only=True)

@@ -13,7 +13,8 @@ from prunekit_wrpn_quantizer import WRPNQuantizer
 from test_docs import Network
 from torch import nn
 
-from prunekit import CompressionScheduler, Context, Progress, ScheduleError, Trace, Window
+from prunekit import CompressionScheduler, Progress, ScheduleError, Trace, Window
+from prunekit.components import Context
 from prunekit.testing import check_component, epochs_under_card
 
 SILENT = Trace(level="error")

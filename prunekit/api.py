@@ -1,0 +1,23 @@
+"""The names that `prunekit` offers, each from the room where it lives."""
+
+from prunekit.components.effects import MaskChange as MaskChange, Origin as Origin
+from prunekit.errors import (
+    ArgumentError as ArgumentError,
+    PluginError as PluginError,
+    Problem as Problem,
+    PrunekitError as PrunekitError,
+    ScheduleError as ScheduleError,
+    StateError as StateError,
+)
+from prunekit.hookspecs import hookimpl as hookimpl
+from prunekit.plugins.listeners import Plugins as Plugins, load_plugins as load_plugins
+from prunekit.plugins.lock import Lock as Lock
+from prunekit.plugins.trust import Trust as Trust
+from prunekit.progress import Progress as Progress, Window as Window
+from prunekit.schedule.schedule import Schedule as Schedule
+from prunekit.schedule.specs import ComponentSpec as ComponentSpec, PolicySpec as PolicySpec
+from prunekit.scheduler import CompressionScheduler as CompressionScheduler
+from prunekit.trace import Trace as Trace
+from prunekit.training.application import Application as Application
+from prunekit.training.loop import train as train
+from prunekit.training.results import TrainingResult as TrainingResult

@@ -1,0 +1,63 @@
+"""What authors of components write: protocols, types of arguments, and what hook implementations return."""
+
+from __future__ import annotations
+
+from prunekit.components.context import (
+    Context,
+    Stateful,
+)
+from prunekit.components.effects import (
+    DropMasks,
+    Effect,
+    KeepMasks,
+    LossTerm,
+    ModulesQuantized,
+    SetLearningRates,
+    SetMasks,
+    SetWeights,
+    ZeroWeights,
+)
+from prunekit.components.pruner import (
+    Listening,
+    Observing,
+    Pruner,
+    Reconstructing,
+    Scaling,
+)
+from prunekit.components.quantizer import (
+    Quantizer,
+)
+from prunekit.components.regularizer import (
+    Regularizer,
+)
+from prunekit.components.types import (
+    NonNegative,
+    Selectors,
+    Sparsity,
+    Targets,
+)
+
+__all__ = [
+    "Context",
+    "DropMasks",
+    "Effect",
+    "KeepMasks",
+    "Listening",
+    "LossTerm",
+    "ModulesQuantized",
+    "NonNegative",
+    "Observing",
+    "Pruner",
+    "Quantizer",
+    "Reconstructing",
+    "Regularizer",
+    "Scaling",
+    "Selectors",
+    "SetLearningRates",
+    "SetMasks",
+    "SetWeights",
+    "Sparsity",
+    "Stateful",
+    "Targets",
+    "ZeroWeights",
+]

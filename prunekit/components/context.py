@@ -1,0 +1,48 @@
+"""What a component may know while it decides, and what it may remember."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+from torch.nn import Module
+
+from prunekit.progress import Progress, Window
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a component may know while it decides.
+
+    Attributes:
+        model: the network being trained.
+        masks: the masks in force, by parameter name (True keeps).
+        progress: epoch and mini-batch.
+        window: the policy's window of epochs.
+        targets: parameter name -> the setting of the selector that chose it (None without settings).
+        selectors: parameter name -> that selector, as the schedule spells it.
+        activations: of a quantizer: the name of an activation -> its bits.
+        warn: `warn("constant message", key=value)` leaves a line in the trace, with epoch, policy and plugin.
+    """
+
+    model: Module
+    masks: Mapping[str, Tensor]
+    progress: Progress
+    window: Window
+    targets: Mapping[str, Any]
+    selectors: Mapping[str, str]
+    warn: Callable[..., None] = lambda message, **values: None
+    activations: Mapping[str, int] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """A component with something to remember between epochs, in types that `torch.load(weights_only=True)` reads."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`."""

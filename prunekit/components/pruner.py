@@ -1,0 +1,98 @@
+"""Pruners: what they must have, what they may have besides, and what a schedule may say of their policies."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Protocol, runtime_checkable
+
+from pydantic import Field
+from torch import Tensor
+from torch.nn import Parameter
+from torch.utils.hooks import RemovableHandle
+
+from prunekit.components.context import Context
+from prunekit.components.types import Targets
+from prunekit.errors import ArgumentError
+
+
+@runtime_checkable
+class Pruner(Protocol):
+    """Decides which weights stay. Its constructor's arguments are the YAML keys of its section.
+
+    A pruner may also have `check(parameters, context)`, which yields an `ArgumentError` for each parameter that it
+    can't work on, `state_dict()/load_state_dict()`, and what `Observing`, `Listening`, `Scaling` and `Reconstructing`
+    describe.
+    """
+
+    @property
+    def targets(self) -> Targets:
+        """The parameters it prunes."""
+
+    def compute_masks(self, parameters: Mapping[str, Parameter], context: Context) -> Mapping[str, Tensor]:
+        """Boolean masks (True keeps), each shaped like its parameter; a name left out keeps the mask it has."""
+
+
+@runtime_checkable
+class Observing(Protocol):
+    """A pruner that looks at gradients."""
+
+    def observe(self, parameters: Mapping[str, Parameter], context: Context) -> Mapping[str, Tensor] | None:
+        """Gradients are known (`parameter.grad`) and the optimizer is about to step: collect what the ranking needs.
+
+        Masks that are returned are set at once, before the step. Called from the epoch before the first active one to
+        the last active one.
+        """
+
+
+@runtime_checkable
+class Listening(Protocol):
+    """A pruner that looks at what flows through the model."""
+
+    def listen(self, parameters: Mapping[str, Parameter], context: Context) -> Iterable[RemovableHandle]:
+        """Hooks on modules of `context.model`, from the epoch before the first active one to the last active one.
+
+        Where the first active epoch is 0, from when the scheduler is made: batches that are run through the model
+        before training count. prunekit removes the hooks.
+        """
+
+
+@runtime_checkable
+class Scaling(Protocol):
+    """A pruner under which the forward pass sees what is kept larger than it is."""
+
+    def forward_scales(self, masks: Mapping[str, Tensor]) -> Mapping[str, float]:
+        """Parameter -> what its kept weights are multiplied by in the forward pass alone."""
+
+
+@runtime_checkable
+class Reconstructing(Protocol):
+    """A pruner that makes up for what it takes away."""
+
+    def reconstruct(
+        self, parameters: Mapping[str, Parameter], masks: Mapping[str, Tensor], context: Context
+    ) -> Mapping[str, Tensor]:
+        """New values for weights, set together with the masks that it has just chosen."""
+
+
+@dataclass(frozen=True)
+class PrunerArgs:
+    """The `args` of a pruner's policy."""
+
+    mini_batch_pruning_frequency: Annotated[int, Field(ge=0)] = 0
+    mask_on_forward_only: bool = False
+    use_double_copies: bool = False
+    mask_gradients: bool = False
+    keep_mask: bool = False
+    discard_masks_at_minibatch_end: bool = False
+    skip_first_minibatch: bool = False
+    fold_batchnorm: bool = False
+    levels: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if self.mask_gradients and not self.mask_on_forward_only:
+            raise ArgumentError(
+                "mask_gradients", message="needs mask_on_forward_only: true, or weights are masked anyway"
+            )
+        if self.keep_mask and self.discard_masks_at_minibatch_end:
+            raise ArgumentError("keep_mask", message="discard_masks_at_minibatch_end: true leaves no mask to keep")

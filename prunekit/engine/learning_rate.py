@@ -1,0 +1,134 @@
+"""Any torch LR scheduler as a function of the absolute epoch.
+
+torch's schedulers change their optimizer step by step, and only their deprecated `step(epoch)` jumps. Here the
+scheduler runs on a shadow of the optimizer, one step an epoch, whatever the policy's window: its LR at epoch t is what
+the shadow holds after t steps.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Optimizer
+
+from prunekit.errors import PrunekitError
+
+
+class LearningRateSchedule:
+    """A torch LR scheduler, asked for the values of the optimizer's groups at an epoch.
+
+    Args:
+        cls: an `LRScheduler` class, or one like `ReduceLROnPlateau` whose `step` takes `metrics`.
+        args: its constructor's arguments, without the optimizer.
+        optimizer: whose groups give the base values; None while a schedule is only being checked.
+    """
+
+    def __init__(self, cls: type, args: Mapping[str, Any], optimizer: Optimizer | None) -> None:
+        self._cls, self._args = cls, dict(args)
+        self._base = _group_values(optimizer or SGD([torch.zeros(1)], lr=0.1, momentum=0.9))
+        self.takes_metrics = "metrics" in inspect.signature(cls.step).parameters  # type: ignore[attr-defined]
+        self._restart()
+
+    def follow(self, optimizer: Optimizer) -> None:
+        """Take the base values of an optimizer that has got more groups."""
+        self._base = _group_values(optimizer)
+        self._restart()
+
+    def at(self, epoch: int) -> list[dict[str, Any]]:
+        """The values of each group at an epoch: `lr`, and what else the scheduler cycles (momentum, betas)."""
+        if epoch < self._epoch:
+            self._restart()
+        while self._epoch < epoch:
+            self._step()
+        return self._values()
+
+    def after(self, metrics: Mapping[str, float] | None, optimizer: Optimizer) -> list[dict[str, Any]]:
+        """The values of each group after an epoch with these metrics, for a scheduler that looks at them.
+
+        Raises:
+            PrunekitError: the loop gave no metric for the scheduler's mode.
+        """
+        mode = getattr(self._scheduler, "mode", "min")
+        if metrics is None or mode not in metrics:
+            given = "none" if metrics is None else f"only {', '.join(map(repr, metrics))}"
+            raise PrunekitError(f"{self._cls.__name__} needs on_epoch_end(metrics={{{mode!r}: …}}), got {given}")
+        for shadow, group in zip(self._shadow.param_groups, optimizer.param_groups, strict=True):
+            shadow["lr"] = float(group["lr"])
+        self._scheduler.step(float(metrics[mode]))
+        return self._values()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base values and the epoch; of a scheduler that looks at metrics, all that it remembers."""
+        state: dict[str, Any] = {"base": [dict(group) for group in self._base], "epoch": self._epoch}
+        if self.takes_metrics:
+            state["scheduler"] = {key: v for key, v in self._scheduler.state_dict().items() if _is_plain(v)}
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        self._base = [dict(group) for group in state["base"]]
+        self._restart()
+        self.at(state["epoch"])
+        if self.takes_metrics:
+            self._scheduler.load_state_dict({**self._scheduler.state_dict(), **state["scheduler"]})
+
+    def rehearse(self, epochs: int) -> None:
+        """Walk through a run of this many epochs, to see whether the scheduler lasts. Nothing here changes.
+
+        Raises:
+            Exception: what the scheduler raised because its own plan is over.
+        """
+        scratch = LearningRateSchedule(self._cls, self._args, _Shadow(self._base))
+        if not self.takes_metrics:
+            scratch.at(epochs)
+
+    def _restart(self) -> None:
+        self._shadow = _Shadow(self._base)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            self._scheduler = self._cls(self._shadow, **self._args)
+        self._epoch = 0
+        self._cycled = {"lr"} | self._changed()
+
+    def _step(self) -> None:
+        self._shadow.step()  # torch warns where the optimizer has not stepped first
+        self._scheduler.step()
+        self._epoch += 1
+        self._cycled |= self._changed()
+
+    def _changed(self) -> set[str]:
+        pairs = zip(self._shadow.param_groups, self._base, strict=True)
+        return {key for group, base in pairs for key in base if group[key] != base[key]}
+
+    def _values(self) -> list[dict[str, Any]]:
+        return [{key: group[key] for key in sorted(self._cycled)} for group in self._shadow.param_groups]
+
+
+class _Shadow(Optimizer):
+    """Parameter groups without the parameters."""
+
+    def __init__(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        super().__init__([{**group, "params": [torch.zeros(1)]} for group in groups], defaults=dict(groups[0]))
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Nothing to optimize."""
+
+
+def _group_values(optimizer: Optimizer) -> list[dict[str, Any]]:
+    return [
+        {key: float(value) if isinstance(value, Tensor) else value for key, value in group.items() if _is_base(key)}
+        for group in optimizer.param_groups
+    ]
+
+
+def _is_base(key: str) -> bool:
+    return key not in ("params", "initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "param_names")
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str | list | tuple | dict)

@@ -1,0 +1,86 @@
+"""What all policies have in common: a component, its window, what it owns, and when it is on the bus."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+from torch.nn import Module, Parameter
+
+from prunekit.components.context import Context
+from prunekit.components.effects import Origin
+from prunekit.components.kinds import Kind
+from prunekit.engine.bus import Participant, moment
+from prunekit.progress import Progress, Window
+
+
+@dataclass(eq=False)
+class Policy:
+    """One component and its window.
+
+    Attributes:
+        index: its place in the schedule's list.
+        kind: of the component.
+        name: the component's instance name.
+        component: the object made from the schedule's section.
+        origin: by whose hand its effects are.
+        window: when it acts.
+        parameters: what it owns, by name.
+        targets: parameter name -> the setting of the selector that chose it.
+        selectors: parameter name -> that selector.
+        warn: where a component's warnings go.
+    """
+
+    index: int
+    kind: Kind
+    name: str
+    component: Any
+    origin: Origin
+    window: Window
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    targets: Mapping[str, Any] = field(default_factory=dict)
+    selectors: Mapping[str, str] = field(default_factory=dict)
+    warn: Callable[..., None] = lambda message, **values: None
+    _participants: dict[tuple[str, ...], Participant] = field(default_factory=dict)
+
+    def participants(self, epoch: int) -> Iterator[Participant]:
+        """What is on the bus in this epoch: the component's own hooks while the window is open, then the policy's."""
+        if self.window.is_open(epoch):
+            own = self._participants.get(("own",)) or Participant.of(self.component, self.origin)
+            self._participants["own",] = own
+            if own.hooks:
+                yield own
+        hooks = dict(self.hooks(epoch))
+        if hooks:
+            key = tuple(hooks)
+            yield self._participants.setdefault(key, Participant(self.origin, hooks))
+
+    def hooks(self, epoch: int) -> Iterable[tuple[str, Callable[..., Any]]]:
+        """The policy's own implementations for an epoch."""
+        return ()
+
+    def begin_epoch(self, epoch: int, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> None:
+        """Look out for what must be known when a later epoch begins."""
+
+    def end_training(self) -> None:
+        """Leave nothing behind in the model."""
+
+    def context(self, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> Context:
+        """What its component may know."""
+        warn = partial(self.warn, **self.origin._asdict(), **moment(progress))
+        return Context(model, masks, progress, self.window, self.targets, self.selectors, warn)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the policy itself must remember across a resume."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any], masks: Mapping[str, Tensor]) -> None:
+        """Continue from `state_dict()`."""
+
+
+@dataclass(eq=False)
+class HookPolicy(Policy):
+    """A component that acts through hooks of its own: an extension."""

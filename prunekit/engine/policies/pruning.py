@@ -1,0 +1,165 @@
+"""Policies of pruners: when masks are chosen, and how they are applied."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module, Parameter
+from torch.utils.hooks import RemovableHandle
+
+from prunekit.components.context import Context
+from prunekit.components.effects import DropMasks, Effect, KeepMasks, SetMasks, SetWeights
+from prunekit.components.pruner import Listening, Observing, Pruner, PrunerArgs, Reconstructing, Scaling
+from prunekit.engine.policies.answers import chosen_masks, hands_off, must_own
+from prunekit.engine.policies.policy import Policy
+from prunekit.model.dataflow import folded_weight
+from prunekit.progress import Progress
+
+
+@dataclass(eq=False)
+class PruningPolicy(Policy):
+    """Asks a pruner for masks: when an active epoch begins, and within it where `args` say so.
+
+    With `fold_batchnorm` the pruner sees a convolution's weights times the factors of the batch normalization that
+    follows; `batchnorms` holds it by parameter name. The mask applies to the weights as they are.
+    """
+
+    component: Pruner
+    args: PrunerArgs = field(default_factory=PrunerArgs)
+    batchnorms: Mapping[str, Module] = field(default_factory=dict)
+    _started: bool = False
+    _gradient_hooks: list[RemovableHandle] = field(default_factory=list)
+    _listening: list[RemovableHandle] = field(default_factory=list)
+    _scales: Mapping[str, float] = field(default_factory=dict)
+
+    def hooks(self, epoch: int) -> Iterable[tuple[str, Callable[..., Any]]]:
+        if isinstance(self.component, Observing) and self._prepares(epoch):
+            yield "before_parameter_optimization", self.before_parameter_optimization
+        if not self.window.is_active(epoch):
+            return
+        yield "on_epoch_begin", self.on_epoch_begin
+        if self.args.mini_batch_pruning_frequency or self.args.skip_first_minibatch:
+            yield "on_minibatch_begin", self.on_minibatch_begin
+        if self.args.discard_masks_at_minibatch_end:
+            yield "on_minibatch_end", self.on_minibatch_end
+        at_last = self.args.keep_mask or self.args.mask_gradients or isinstance(self.component, Listening)
+        if epoch == self.window.last and at_last:
+            yield "on_epoch_end", self.on_epoch_end
+
+    def begin_epoch(self, epoch: int, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> None:
+        """Hear what flows through the model in the epochs before the active ones and between them."""
+        if not isinstance(self.component, Listening):
+            return
+        if not self._prepares(epoch):
+            _remove(self._listening)
+        elif not self._listening:
+            self._listen(model, masks, progress)
+
+    def end_training(self) -> None:
+        _remove(self._listening)
+        _remove(self._gradient_hooks)
+
+    def on_epoch_begin(self, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> list[Effect] | None:
+        first, self._started = not self._started, True
+        if self.args.mask_gradients and not self._gradient_hooks:
+            self._mask_gradients(masks)
+        return None if first and self.args.skip_first_minibatch else self._prune(model, masks, progress)
+
+    def on_minibatch_begin(self, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> list[Effect] | None:
+        every = self.args.mini_batch_pruning_frequency
+        due = every and progress.minibatch > 0 and progress.step % every == 0
+        if due or (self.args.skip_first_minibatch and progress.step == 1):
+            return self._prune(model, masks, progress)
+        return None
+
+    def before_parameter_optimization(
+        self, model: Module, masks: Mapping[str, Tensor], progress: Progress
+    ) -> list[Effect] | None:
+        assert isinstance(self.component, Observing)
+        context = self.context(model, masks, progress)
+        with torch.no_grad(), hands_off("observe", self.parameters):
+            chosen = self.component.observe(self.parameters, context)
+        if chosen is None:
+            return None
+        must_own(chosen, self.parameters, "observe")
+        return self._effects(chosen, context)
+
+    def on_minibatch_end(self) -> Effect:
+        return DropMasks(tuple(self.parameters))
+
+    def on_epoch_end(self) -> Effect | None:
+        _remove(self._listening)
+        _remove(self._gradient_hooks)
+        return KeepMasks(tuple(self.parameters)) if self.args.keep_mask else None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "started": self._started,
+            "gradients_masked": bool(self._gradient_hooks),
+            "scales": dict(self._scales),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], masks: Mapping[str, Tensor]) -> None:
+        self._started, self._scales = state["started"], state["scales"]
+        if state["gradients_masked"] and not self._gradient_hooks:
+            self._mask_gradients(masks)
+
+    def _listen(self, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> None:
+        assert isinstance(self.component, Listening)
+        try:
+            self._listening += self.component.listen(self.parameters, self.context(model, masks, progress))
+        except Exception as error:
+            _remove(self._listening)
+            error.add_note(f"raised in listen by {self.origin}")
+            raise
+        if any(hasattr(module, "_orig_mod") or module._compiled_call_impl for module in model.modules()):
+            torch.compiler.reset()  # what was compiled before does not see new hooks
+
+    def _prepares(self, epoch: int) -> bool:
+        """Whether what happens in this epoch may count when masks are chosen."""
+        return self.window.first - 1 <= epoch <= self.window.last
+
+    def _prune(self, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> list[Effect]:
+        seen = {name: self._folded(name, parameter) for name, parameter in self.parameters.items()}
+        context = self.context(model, masks, progress)
+        return self._effects(chosen_masks(self.component, seen, context, self.parameters), context)
+
+    def _effects(self, chosen: Mapping[str, Tensor], context: Context) -> list[Effect]:
+        """What is to be done about masks that the pruner has chosen."""
+        left_out = [name for name in self.parameters if name not in chosen]
+        if isinstance(self.component, Scaling):
+            self._scales = self.component.forward_scales(chosen)
+        forward_only, double_copies = self.args.mask_on_forward_only, self.args.use_double_copies
+        effects: list[Effect] = [SetMasks(chosen, forward_only, double_copies, left_out, self._scales)]
+        if isinstance(self.component, Reconstructing):
+            with torch.no_grad(), hands_off("reconstruct", self.parameters):
+                effects.append(SetWeights(self.component.reconstruct(self.parameters, chosen, context)))
+        return effects
+
+    def _folded(self, name: str, parameter: Parameter) -> Parameter:
+        batchnorm = self.batchnorms.get(name)
+        if batchnorm is None:
+            return parameter
+        return Parameter(folded_weight(parameter.detach(), batchnorm), requires_grad=False)
+
+    def _mask_gradients(self, masks: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            if parameter.requires_grad:
+                hook = partial(self._masked_gradient, masks, name)
+                handle = parameter.register_hook(hook)  # type: ignore[no-untyped-call]
+                self._gradient_hooks.append(handle)
+
+    def _masked_gradient(self, masks: Mapping[str, Tensor], name: str, gradient: Tensor) -> Tensor | None:
+        mask = masks.get(name)
+        return None if mask is None else gradient * mask * self._scales.get(name, 1)
+
+
+def _remove(handles: list[RemovableHandle]) -> None:
+    for handle in handles:
+        handle.remove()
+    handles.clear()

@@ -1,0 +1,65 @@
+"""Policies of quantizers: what the forward pass reads and passes on while their window is open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from prunekit.components.context import Context
+from prunekit.components.quantizer import Quantizer, QuantizesModules
+from prunekit.engine.policies.policy import Policy
+from prunekit.progress import Progress
+from prunekit.quantization.forward import Passing, Reading
+
+
+@dataclass(eq=False)
+class QuantizationPolicy(Policy):
+    """Gives the forward pass other values for weights and activations, from the first active epoch to the last.
+
+    Attributes:
+        activations: the ones it quantizes, with their bits.
+        bits: module -> its bits as the trace tells them, and by which line of the schedule.
+        untraced: modules whose activation functions can't be found, with the reason.
+    """
+
+    component: Quantizer
+    activations: Mapping[str, int] = field(default_factory=dict)
+    bits: Mapping[str, Mapping[str, int | str | None]] = field(default_factory=dict)
+    untraced: Mapping[str, str] = field(default_factory=dict)
+    readings: dict[str, Reading] = field(default_factory=dict)
+    passings: dict[str, Passing] = field(default_factory=dict)
+
+    def begin(self, model: Module, masks: Mapping[str, Tensor], progress: Progress, blame: Callable[..., None]) -> None:
+        """An epoch begins: what the quantizer may know. Readings stay the same objects all through the window."""
+        context = self.context(model, masks, progress)
+        failed = partial(blame, hook="quantize", origin=self.origin)
+        for name in self.parameters:
+            reading = self.readings.setdefault(name, Reading(name, self.component, context, masks, failed))
+            reading.context = context
+        failed = partial(blame, hook="quantize_activation", origin=self.origin)
+        for name in self.activations:
+            assert isinstance(self.component, QuantizesModules)
+            passing = self.passings.setdefault(name, Passing(name, self.component, context, failed))
+            passing.context = context
+
+    def context(self, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> Context:
+        return replace(super().context(model, masks, progress), activations=self.activations)
+
+    def parameter_group(self, model: Module, named: bool = False) -> dict[str, Any]:
+        """What the optimizer is to train besides the model's own parameters; empty where there is nothing.
+
+        `named`: with a name for each parameter, as an optimizer that knows the names of the others asks for.
+        """
+        if not self.activations or not isinstance(self.component, QuantizesModules):
+            return {}
+        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        group = dict(self.component.parameter_group(list(self.activations), device))
+        if named and group:
+            group["params"] = [(f"{self.name}.{index}", p) for index, p in enumerate(group["params"])]
+        return group

@@ -1,0 +1,46 @@
+"""Policies of regularizers: a penalty in each mini-batch, and weights that are dropped after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+from torch.nn import Module
+
+from prunekit.components.effects import Effect, LossTerm, ZeroWeights
+from prunekit.components.regularizer import Regularizer, RegularizerArgs
+from prunekit.engine.policies.answers import chosen_masks
+from prunekit.engine.policies.policy import Policy
+from prunekit.progress import Progress
+
+
+@dataclass(eq=False)
+class RegularizationPolicy(Policy):
+    """Adds a regularizer's penalty to the loss, and drops weights after the step where it has a threshold."""
+
+    component: Regularizer
+    args: RegularizerArgs = field(default_factory=RegularizerArgs)
+
+    def hooks(self, epoch: int) -> Iterable[tuple[str, Callable[..., Any]]]:
+        if not self.window.is_active(epoch):
+            return
+        yield "before_backward_pass", self.before_backward_pass
+        if drops_weights(self.component):
+            yield "on_minibatch_end", self.on_minibatch_end
+
+    def before_backward_pass(self, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> LossTerm:
+        context = self.context(model, masks, progress)
+        return LossTerm(self.name, self.component.penalty(self.parameters, context))
+
+    def on_minibatch_end(self, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> Effect:
+        context = self.context(model, masks, progress)
+        chosen = chosen_masks(self.component, self.parameters, context, self.parameters)
+        keep = self.args.keep_mask and progress.epoch == self.window.last and progress.is_last_minibatch
+        return ZeroWeights(chosen, keep=keep)
+
+
+def drops_weights(component: object) -> bool:
+    """Whether a regularizer drops weights: it has `compute_masks`, and does not say `thresholds = False`."""
+    return hasattr(component, "compute_masks") and bool(getattr(component, "thresholds", True))

@@ -1,0 +1,25 @@
+"""A network as the rest sees it: parameters by name, the masks on them, selectors, and how data flows."""
+
+from __future__ import annotations
+
+from prunekit.model.dataflow import (
+    Activation,
+    following_activations,
+    following_batchnorms,
+    unwrapped,
+)
+from prunekit.model.parameters import (
+    Parameters,
+    owners,
+    transposed,
+)
+
+__all__ = [
+    "Activation",
+    "Parameters",
+    "following_activations",
+    "following_batchnorms",
+    "owners",
+    "transposed",
+    "unwrapped",
+]

@@ -1,0 +1,50 @@
+"""What an optimizer's parameter groups hold besides the parameters: learning rates, momentum."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from prunekit.errors import PluginError, did_you_mean
+
+
+def set_groups(optimizer: Optimizer, groups: Sequence[Mapping[str, Any]]) -> None:
+    """Write values into an optimizer's groups; a learning rate that is a tensor stays that tensor."""
+    for group, values in zip(optimizer.param_groups, groups, strict=True):
+        for key, value in values.items():
+            if isinstance(group.get(key), Tensor):
+                group[key].fill_(value)
+            else:
+                group[key] = value
+
+
+def must_fit_groups(groups: Sequence[Mapping[str, Any]], optimizer: Optimizer | None) -> None:
+    """Whether values can be written into an optimizer's groups.
+
+    Raises:
+        PluginError: there is no optimizer, it has another number of groups, or a group has no such key.
+    """
+    if optimizer is None:
+        raise PluginError("a learning rate, and the scheduler has no optimizer")
+    if len(groups) != len(optimizer.param_groups):
+        raise PluginError(f"values for {len(groups)} parameter groups; the optimizer has {len(optimizer.param_groups)}")
+    for values, group in zip(groups, optimizer.param_groups, strict=True):
+        for key in values:
+            if key not in group:
+                raise PluginError(f"the optimizer's groups have no {key!r}{did_you_mean(key, group)}")
+
+
+def current_groups(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """A copy of what each group holds besides its parameters."""
+    return [
+        {key: value.clone() if isinstance(value, Tensor) else value for key, value in group.items() if key != "params"}
+        for group in optimizer.param_groups
+    ]
+
+
+def learning_rates(optimizer: Optimizer | None) -> list[float]:
+    """The learning rate of each group."""
+    return [] if optimizer is None else [float(group["lr"]) for group in optimizer.param_groups]

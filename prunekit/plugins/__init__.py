@@ -1,0 +1,1 @@
+"""Installed plugins: what distributions offer, which of it may be used, and how to begin one."""

@@ -1,0 +1,143 @@
+"""Which distribution offers which class under which name; nothing is imported until a schedule names it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from packaging.utils import canonicalize_name
+
+from prunekit.components.kinds import SECTIONS, Kind
+from prunekit.errors import PluginError, did_you_mean, nearest
+from prunekit.plugins.entry_points import GROUPS, Offer, component_offers, stray_offers
+from prunekit.plugins.lock import Entry, hash_of, hash_of_source
+from prunekit.plugins.trust import Trust
+
+
+@dataclass(frozen=True)
+class Found:
+    """A component class, who offers it, and the module that its distribution offered.
+
+    A class given from Python has no such module; its distribution is the module that defines it.
+    """
+
+    cls: type
+    distribution: str
+    version: str
+    module: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.distribution} {self.version}".rstrip()
+
+    def entry(self, kind: str, name: str) -> Entry:
+        """What a lock says of it, under the name that the schedule gives it."""
+        sha256 = hash_of(self.module) if self.module else hash_of_source(self.cls)
+        return Entry(kind, name, self.distribution, self.version, sha256)
+
+
+class Registry:
+    """Component classes by kind and name.
+
+    Args:
+        offers: what is installed, by default.
+        find: asks the listeners for classes where no entry point has the name (`find_component`).
+        names: asks the listeners for the names they would answer to (`list_components`).
+        trust: which distributions may be loaded.
+        silent: listeners that are left out and can't be asked.
+    """
+
+    def __init__(
+        self,
+        offers: Iterable[Offer] | None = None,
+        find: Callable[[Kind, str], Sequence[Found]] = lambda kind, name: (),
+        names: Callable[[Kind], Iterable[str]] = lambda kind: (),
+        trust: Trust | None = None,
+        silent: Sequence[str] = (),
+    ) -> None:
+        self.offers = tuple(component_offers() if offers is None else offers)
+        self.trust = trust or Trust()
+        self._find = find
+        self._names = names
+        self._silent = silent
+
+    def names(self, kind: Kind) -> list[str]:
+        """Every name that resolves for this kind."""
+        return sorted({offer.name for offer in self.offers if offer.kind == kind} | set(self._names(kind)))
+
+    def find(self, kind: Kind, name: str) -> Found:
+        """The class behind `class: name`; `distribution:name` where several offer it.
+
+        Raises:
+            PluginError: nobody or more than one offers the name, it is not trusted, or its import fails.
+        """
+        distribution, _, short = name.rpartition(":")
+        offers = [o for o in self.offers if (o.kind, o.name) == (kind, short) and _same(o.distribution, distribution)]
+        allowed = [offer for offer in offers if self.trust.allows(offer.distribution)]
+        if len(allowed) > 1:
+            raise PluginError(_ambiguous(kind, short, allowed))
+        if allowed:
+            return self._load(allowed[0])
+        if offers:
+            raise PluginError(self.trust.not_allowed(" and ".join(map(str, offers))))
+        found = [f for f in self._find(kind, short) if _same(f.distribution, distribution)]
+        if len(found) > 1:
+            raise PluginError(_ambiguous(kind, short, found))
+        if not found:
+            raise PluginError(self._unknown(kind, short, distribution))
+        self.must_be_unchanged(found[0], kind, short)
+        return found[0]
+
+    def must_be_unchanged(self, found: Found, kind: str, name: str) -> None:
+        """Whether a class that is imported already is the one of the lock, if there is a lock.
+
+        Raises:
+            PluginError: it is not.
+        """
+        if self.trust.lock and (objection := self.trust.lock.objection(found.entry(kind, name))):
+            raise PluginError(objection)
+
+    def _load(self, offer: Offer) -> Found:
+        if objection := self.trust.objection(offer):
+            raise PluginError(objection)
+        cls = offer.load()
+        if not isinstance(cls, type):
+            raise PluginError(f"{offer.kind} {offer.name!r} of {offer} is {type(cls).__name__} {cls!r}, not a class")
+        return Found(cls, offer.distribution, offer.version, offer.module)
+
+    def _unknown(self, kind: Kind, name: str, distribution: str) -> str:
+        if who := self._who(kind, name):
+            return f"{name!r} is offered by {who}, not by {distribution!r}"
+        for other in GROUPS:
+            if who := self._who(other, name):
+                return f"{name!r} is {_a(other)}, not {_a(kind)}; it belongs under {_section(other)!r} ({who})"
+        strays = [f"{o} offers it in {o.group!r}" for o in stray_offers() if o.name == name]
+        right = f"which is no group: {_a(kind)} belongs in {GROUPS[kind]!r}"
+        meant = nearest(name, self.names(kind)) if not strays else []
+        guess = did_you_mean(name, self.names(kind)) if not strays else f"; {' and '.join(strays)}, {right}"
+        hint = f" ({self._who(kind, meant[0])})" if meant else ""
+        silent = f"; not asked, since left out: {', '.join(self._silent)}" if self._silent else ""
+        return f"no {kind} is registered as {name!r}{guess}{hint}{silent}"
+
+    def _who(self, kind: Kind, name: str) -> str:
+        """The distributions that offer a name; no entry point is loaded for that."""
+        offers = [offer for offer in self.offers if (offer.kind, offer.name) == (kind, name)]
+        if offers:
+            return ", ".join(map(str, offers))
+        return ", ".join(map(str, self._find(kind, name) if name in self._names(kind) else ()))
+
+
+def _same(distribution: str, asked: str) -> bool:
+    return not asked or canonicalize_name(distribution) == canonicalize_name(asked)
+
+
+def _ambiguous(kind: Kind, name: str, offers: Sequence[Offer | Found]) -> str:
+    who, both = " and ".join(map(str, offers)), "both" if len(offers) == 2 else "all"
+    return f"{who} {both} offer {kind} {name!r}; say which: class: {offers[0].distribution}:{name}"
+
+
+def _section(kind: str) -> str:
+    return next(section for section, k in SECTIONS.items() if k == kind)
+
+
+def _a(kind: str) -> str:
+    return f"an {kind}" if kind in ("extension", "lr_scheduler") else f"a {kind}"

@@ -1,0 +1,77 @@
+"""What authors of pruners build with: rankings, curves, granularities, exact selection, budgets, random numbers."""
+
+from __future__ import annotations
+
+from prunekit.pruning.budgets import (
+    Distribution,
+    budgets,
+    drop_lowest,
+    grow_highest,
+    random_mask,
+)
+from prunekit.pruning.curves import (
+    CURVES,
+    Curve,
+    FixedSparsity,
+    GradualSparsity,
+)
+from prunekit.pruning.granularity import (
+    Granularity,
+    Groups,
+    Tiles,
+    Units,
+    fitting,
+    granularities,
+    granularity_of,
+    groups_of,
+)
+from prunekit.pruning.random_numbers import (
+    draws,
+    generator_at,
+)
+from prunekit.pruning.rank_sums import (
+    RankSums,
+    together,
+    wide,
+)
+from prunekit.pruning.ranked_pruner import (
+    RankedPruner,
+)
+from prunekit.pruning.selection import (
+    keep_n_of_m,
+    prune_count,
+    prune_lowest,
+    prune_smallest,
+    prune_smallest_together,
+)
+
+__all__ = [
+    "CURVES",
+    "Curve",
+    "Distribution",
+    "FixedSparsity",
+    "GradualSparsity",
+    "Granularity",
+    "Groups",
+    "RankSums",
+    "RankedPruner",
+    "Tiles",
+    "Units",
+    "budgets",
+    "draws",
+    "drop_lowest",
+    "fitting",
+    "generator_at",
+    "granularities",
+    "granularity_of",
+    "groups_of",
+    "grow_highest",
+    "keep_n_of_m",
+    "prune_count",
+    "prune_lowest",
+    "prune_smallest",
+    "prune_smallest_together",
+    "random_mask",
+    "together",
+    "wide",
+]

@@ -1,0 +1,1 @@
+"""The schedule language: YAML with positions, frozen data, its JSON Schema."""

@@ -1,0 +1,154 @@
+"""The JSON Schema (draft 2020-12) of a schedule, from the classes that a registry offers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import quote
+
+from prunekit.components.arguments import json_schema
+from prunekit.components.docstrings import documented_arguments, summary
+from prunekit.components.kinds import SECTIONS, Kind
+from prunekit.components.pruner import PrunerArgs
+from prunekit.components.regularizer import RegularizerArgs
+from prunekit.errors import PluginError
+from prunekit.plugins.registry import Found, Registry
+from prunekit.schedule.language import VERSION
+
+Schema = dict[str, Any]
+_ARGS: dict[str, type] = {"pruner": PrunerArgs, "regularizer": RegularizerArgs}
+_RANGE = ("starting_epoch", "ending_epoch", "frequency")
+
+
+def schema_document(registry: Registry, left_out: Callable[[str], object] = lambda reason: None) -> Schema:
+    """The schema of a schedule that may name any class in the registry.
+
+    It accepts every schedule that prunekit accepts. What JSON Schema can't say (that a policy's component exists, that
+    epochs ascend, that a model has a parameter) `prunekit validate` says.
+
+    Args:
+        registry: its classes are imported.
+        left_out: told about each class that can't be imported.
+    """
+    definitions: Schema = {}
+    for kind in SECTIONS.values():
+        definitions.update(_components(registry, kind, left_out))
+        definitions[f"policy.{kind}"] = _policy_component(kind, definitions)
+    definitions["policy"] = _policy()
+    instances = {"type": ["object", "null"]}
+    sections = {s: {**instances, "additionalProperties": _reference(kind)} for s, kind in SECTIONS.items()}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "prunekit schedule",
+        "type": "object",
+        "properties": {
+            "version": {"const": VERSION, "description": "of the schedule language"},
+            **sections,
+            "policies": {"type": ["array", "null"], "items": _reference("policy")},
+        },
+        "required": ["policies"],
+        "additionalProperties": False,
+        "$defs": definitions,
+    }
+
+
+def _components(registry: Registry, kind: Kind, left_out: Callable[[str], object]) -> Schema:
+    """The schema of a section's entry: which keys it has depends on its class."""
+    definitions: Schema = {}
+    names: list[str] = []
+    cases: list[Schema] = []
+    for spellings, found in _classes(registry, kind, left_out):
+        try:
+            definition = _arguments(found.cls, kind, f"{kind}.{spellings[-1]}", definitions)
+        except Exception as error:
+            left_out(f"{kind} {spellings[-1]!r} has no schema: {type(error).__name__}: {error}")
+            continue
+        names += spellings
+        condition = {"properties": {"class": {"enum": spellings}}, "required": ["class"]}
+        definitions[f"{kind}.{spellings[-1]}"] = definition
+        cases.append({"if": condition, "then": _reference(f"{kind}.{spellings[-1]}")})
+    entry: Schema = {"type": "object", "properties": {"class": {"enum": names}}, "required": ["class"]}
+    definitions[kind] = {**entry, "allOf": cases} if cases else entry
+    return definitions
+
+
+def _classes(registry: Registry, kind: Kind, left_out: Callable[[str], object]) -> Iterator[tuple[list[str], Found]]:
+    """Each class, and how `class:` may name it: by its full name (the last), by the short one if nobody shares it."""
+    offers = [offer for offer in registry.offers if offer.kind == kind]
+    times = Counter(offer.name for offer in offers)
+    names = [(offer.name, f"{offer.distribution}:{offer.name}") for offer in offers]
+    names += [(name, name) for name in registry.names(kind) if name not in times]
+    for name, full in names:
+        try:
+            found = registry.find(kind, full)
+        except PluginError as error:
+            left_out(str(error))
+            continue
+        full = full if ":" in full else f"{found.distribution}:{full}"
+        yield [*([name] if times[name] < 2 else []), full], found
+
+
+def _arguments(cls: type, kind: Kind, title: str, definitions: Schema) -> Schema:
+    """The keys of an entry of this class; shared definitions go in under a name of their own."""
+    schema = json_schema(cls, kind)
+    for name, definition in schema["$defs"].items():
+        definitions[f"{title}.{name}"] = _renamed(definition, title)
+    for name, meaning in documented_arguments(cls).items():
+        if name in schema["properties"]:
+            schema["properties"][name]["description"] = meaning
+    return {
+        "description": summary(cls),
+        "properties": {"class": True, **_renamed(schema["properties"], title)},
+        "required": schema["required"],
+        "additionalProperties": False,
+    }
+
+
+def _renamed(schema: Any, title: str) -> Any:
+    """The schema with its references led to where `_arguments` puts what they mean."""
+    if isinstance(schema, list):
+        return [_renamed(item, title) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if isinstance(reference := schema.get("$ref"), str):
+        schema = {**schema, **_reference(f"{title}.{reference.removeprefix('#/$defs/')}")}
+        return {key: value if key == "$ref" else _renamed(value, title) for key, value in schema.items()}
+    return {key: _renamed(value, title) for key, value in schema.items()}
+
+
+def _policy() -> Schema:
+    """One component and its window, in one of its two forms."""
+    epoch = {"type": "integer", "minimum": 0}
+    listed = {"required": ["epochs"], "properties": dict.fromkeys(_RANGE, False)}
+    ranged = {"required": list(_RANGE[:2]), "properties": {"epochs": False}}
+    kinds = list(SECTIONS.values())
+    return {
+        "type": "object",
+        "properties": {
+            **{kind: _reference(f"policy.{kind}") for kind in kinds},
+            "epochs": {"type": "array", "items": epoch, "minItems": 1, "uniqueItems": True},
+            "starting_epoch": {**epoch, "description": "the first active epoch"},
+            "ending_epoch": {
+                "type": "integer",
+                "minimum": 1,
+                "description": "the first epoch that is too late",
+            },
+            "frequency": {"type": "integer", "minimum": 1, "default": 1},
+        },
+        "additionalProperties": False,
+        "allOf": [{"oneOf": [{"required": [kind]} for kind in kinds]}, {"oneOf": [listed, ranged]}],
+    }
+
+
+def _policy_component(kind: Kind, definitions: Schema) -> Schema:
+    args: Schema = {"maxProperties": 0}
+    if kind in _ARGS:
+        args = _arguments(_ARGS[kind], kind, f"args.{kind}", definitions)
+        del args["properties"]["class"]
+    properties = {"instance_name": {"type": "string", "minLength": 1}, "args": {"type": ["object", "null"], **args}}
+    return {"type": "object", "properties": properties, "required": ["instance_name"], "additionalProperties": False}
+
+
+def _reference(name: str) -> Schema:
+    return {"$ref": f"#/$defs/{quote(name.replace('~', '~0').replace('/', '~1'), safe='~:')}"}

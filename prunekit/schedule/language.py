@@ -1,0 +1,165 @@
+"""The schedule language: plain data -> components and policies, and what in it can't be understood."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, cast
+
+from prunekit.components.kinds import SECTIONS, Kind
+from prunekit.errors import Problem, did_you_mean, nearest, shortened
+from prunekit.progress import Window
+from prunekit.schedule.specs import WINDOW_KEYS, ComponentSpec, PolicySpec
+from prunekit.schedule.yaml_source import Source
+
+VERSION = 1
+"""The version of the schedule language that this prunekit reads."""
+_TOP_KEYS = ("version", *SECTIONS, "policies")
+_KINDS = tuple(SECTIONS.values())
+_COMPONENT_KEYS = ("instance_name", "args")
+_WITH_ARGS = ("pruner", "regularizer")
+
+
+class Reader:
+    """Walks the data once; what it can't use it says and leaves out."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.problems: list[Problem] = []
+        self.spoilt: list[PolicySpec] = []
+
+    def top(self) -> tuple[list[ComponentSpec], list[PolicySpec]]:
+        data = self.mapping(self.source.data, (), "a schedule")
+        self.only(data, _TOP_KEYS, ())
+        version = data.get("version", VERSION)
+        if type(version) is not int or version != VERSION:
+            self.say(("version",), f"this prunekit reads version {VERSION} of the schedule language, got {version!r}")
+        if isinstance(self.source.data, dict) and "policies" not in data:
+            self.say((), "'policies' is missing: a schedule without policies never does anything")
+        sections = [(section, kind) for section, kind in SECTIONS.items() if data.get(section) is not None]
+        components = [spec for section, kind in sections for spec in self.section(data[section], section, kind)]
+        return components, list(self.policies(data.get("policies")))
+
+    def section(self, data: Any, section: str, kind: Kind) -> Iterator[ComponentSpec]:
+        for name, entry in self.mapping(data, (section,), f"the section {section}").items():
+            path = (section, name)
+            args = self.mapping(entry, path, f"the {kind} {name!r}")
+            class_ = args.get("class")
+            if isinstance(class_, str) and class_:
+                yield ComponentSpec(kind, name, class_, {k: v for k, v in args.items() if k != "class"})
+            elif "class" in args:
+                self.say((*path, "class"), f"must be the name of a {kind} class, got {shortened(class_)}")
+            elif isinstance(entry, dict):
+                self.say(path, f"the {kind} {name!r} has no 'class'{_instead('class', args)}")
+
+    def policies(self, data: Any) -> Iterator[PolicySpec]:
+        if data is None:
+            return
+        if not isinstance(data, list):
+            self.say(("policies",), f"policies must be a list, got {_kind_of(data)}")
+            return
+        for index, entry in enumerate(data):
+            policy = self.policy(entry, ("policies", index))
+            if policy is not None:
+                yield policy
+
+    def policy(self, data: Any, path: tuple[str | int, ...]) -> PolicySpec | None:
+        if not isinstance(data, dict):
+            self.say(path, f"a policy must be a mapping, got {_kind_of(data)}")
+            return None
+        self.only(data, (*_KINDS, *WINDOW_KEYS, "epochs"), path)
+        window = self.window(data, path)
+        kinds = [kind for kind in _KINDS if kind in data]
+        if len(kinds) != 1:
+            strange = [key for key in data if key not in (*WINDOW_KEYS, "epochs")]
+            if kinds or not any(nearest(kind, strange) for kind in _KINDS):  # else that key has been reported
+                got = " and ".join(kinds) or "none"
+                self.say(path, f"a policy names exactly one of {', '.join(_KINDS)}; got {got}")
+            return None
+        kind = kinds[0]
+        where = (*path, kind)
+        component = self.mapping(data[kind], where, f"the policy's {kind}")
+        if not isinstance(data[kind], dict):
+            return None
+        self.only(component, _COMPONENT_KEYS, where)
+        given = component.get("args")
+        args = self.mapping({} if given is None else given, (*where, "args"), "args")
+        if args and kind not in _WITH_ARGS:
+            self.say((*where, "args"), f"a policy of kind {kind} takes no args", key=True)
+        name = component.get("instance_name")
+        if not isinstance(name, str) or not name:
+            got = f"must be a string, got {shortened(name)}" if "instance_name" in component else "is missing"
+            self.say((*where, "instance_name"), f"instance_name {got}")
+            return None
+        spec = PolicySpec(kind, name, window or Window(0, 1), args, place=int(path[-1]))
+        if window is None:
+            self.spoilt.append(spec)
+        return None if window is None else spec
+
+    def window(self, data: Mapping[str, Any], path: tuple[str | int, ...]) -> Window | None:
+        given = [key for key in WINDOW_KEYS if key in data]
+        wrong = [key for key in given if type(data[key]) is not int]
+        for key in wrong:
+            self.say((*path, key), f"must be an integer, got {shortened(data[key])}")
+        if "epochs" in data:
+            return self.listed(data["epochs"], given, path)
+        missing = [key for key in ("starting_epoch", "ending_epoch") if key not in data]
+        if missing:
+            self.say(path, f"{' and '.join(map(repr, missing))} missing; a policy needs both, or 'epochs'")
+        if wrong or missing:
+            return None
+        frequency = data.get("frequency", 1)
+        if frequency < 1:
+            self.say((*path, "frequency"), f"must be at least 1, got {frequency}")
+        window = self.try_window(path, data["starting_epoch"], data["ending_epoch"], max(frequency, 1))
+        return window if frequency >= 1 else None
+
+    def listed(self, epochs: Any, given: list[str], path: tuple[str | int, ...]) -> Window | None:
+        if given:
+            self.say((*path, "epochs"), f"give either 'epochs' or {', '.join(map(repr, given))}, not both", key=True)
+            return None
+        if not isinstance(epochs, list) or any(type(epoch) is not int for epoch in epochs):
+            self.say((*path, "epochs"), f"must be a list of integers, got {shortened(epochs)}")
+            return None
+        return self.try_window((*path, "epochs"), epochs=epochs)
+
+    def try_window(self, path: tuple[str | int, ...], *args: int, epochs: list[int] | None = None) -> Window | None:
+        try:
+            return Window(*args, epochs=epochs)
+        except ValueError as error:
+            self.say(path, str(error))
+            return None
+
+    def mapping(self, data: Any, path: tuple[str | int, ...], what: str) -> Mapping[str, Any]:
+        if isinstance(data, dict):
+            return cast(Mapping[str, Any], data)
+        self.say(path, f"{what} must be a mapping, got {_kind_of(data)}")
+        return {}
+
+    def only(self, data: Mapping[str, Any], known: Iterable[str], path: tuple[str | int, ...]) -> None:
+        for key in data:
+            if key not in known:
+                hint = _belongs(key, data, path) or did_you_mean(key, known)
+                self.say((*path, key), f"unknown key {key!r}{hint}", key=True)
+
+    def say(self, path: tuple[str | int, ...], message: str, *, key: bool = False) -> None:
+        self.problems.append(self.source.problem(path, message, key=key))
+
+
+def _kind_of(data: Any) -> str:
+    names = {dict: "a mapping", list: "a list", type(None): "nothing", str: f"the text {data!r}"}
+    return names.get(type(data), repr(data))
+
+
+def _belongs(key: str, data: Mapping[str, Any], path: tuple[str | int, ...]) -> str:
+    """The end of a message about a key of a policy that stands one level too high or too low."""
+    depth = len(path) if path[:1] == ("policies",) else 0
+    kind = next((kind for kind in _KINDS if kind in data), "the policy's kind")
+    if depth == 2 and key in _COMPONENT_KEYS:
+        return f"; it belongs one level deeper, below {kind!r}"
+    if depth == 3 and key in (*WINDOW_KEYS, "epochs"):
+        return f"; it belongs one level up, beside {path[-1]!r}"
+    return ""
+
+
+def _instead(word: str, keys: Iterable[str]) -> str:
+    return next((f"; is it {key!r}?" for key in nearest(word, keys)), "")

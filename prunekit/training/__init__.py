@@ -1,0 +1,1 @@
+"""The loop behind `prunekit train`: applications, checkpoints, results, quantization after training."""
