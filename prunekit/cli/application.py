@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from prunekit.cli.console import complain, misuse
+from prunekit.cli.console import print_error, usage_error
 from prunekit.errors import nearest, shortened
 
 if TYPE_CHECKING:
@@ -34,28 +34,30 @@ def load_application(spec: str, seed: int) -> Application:
     try:
         inspect.signature(function).bind(**arguments)
     except TypeError as error:
-        raise misuse(f"--app: {spec!r} can't be called with {_call(arguments)}: {error}") from None
+        raise usage_error(f"--app: {spec!r} can't be called with {_call(arguments)}: {error}") from None
     seed_everything(seed)
     try:
         application = function(**arguments)
     except Exception as error:
-        complain(traceback.format_exc())
-        raise misuse(f"--app: {spec!r} failed: {type(error).__name__}: {error}") from error
+        print_error(traceback.format_exc())
+        raise usage_error(f"--app: {spec!r} failed: {type(error).__name__}: {error}") from error
     if not isinstance(application, Application):
-        raise misuse(f"--app: {spec!r} must return prunekit.Application, got {shortened(application, 80)}")
+        raise usage_error(f"--app: {spec!r} must return prunekit.Application, got {shortened(application, 80)}")
     return application
 
 
 def _function(spec: str) -> Callable[..., Any]:
     name, colon, attribute = spec.partition(":")
     if not (name and colon and attribute):
-        raise misuse(f"--app: expected MODULE:FUNCTION, got {spec!r}")
+        raise usage_error(f"--app: expected MODULE:FUNCTION, got {spec!r}")
     module = _module(name)
     function = getattr(module, attribute, None)
     if function is None:
-        raise misuse(f"--app: module {name!r} has no function {attribute!r}{_there(attribute, _functions(module))}")
+        raise usage_error(
+            f"--app: module {name!r} has no function {attribute!r}{_known(attribute, _functions(module))}"
+        )
     if not callable(function):
-        raise misuse(f"--app: {spec!r} is no function but {shortened(function, 80)}")
+        raise usage_error(f"--app: {spec!r} is no function but {shortened(function, 80)}")
     checked: Callable[..., Any] = function
     return checked
 
@@ -73,12 +75,12 @@ def _module(name: str) -> ModuleType:
         missing = error.name
     except Exception as error:
         raise _failed(name, error) from error
-    raise misuse(f"--app: no module {missing!r}{_there(missing, _modules(missing.rpartition('.')[0]))}")
+    raise usage_error(f"--app: no module {missing!r}{_known(missing, _modules(missing.rpartition('.')[0]))}")
 
 
 def _failed(name: str, error: Exception) -> SystemExit:
-    complain(traceback.format_exc())
-    return misuse(f"--app: module {name!r} can't be imported: {type(error).__name__}: {error}")
+    print_error(traceback.format_exc())
+    return usage_error(f"--app: module {name!r} can't be imported: {type(error).__name__}: {error}")
 
 
 def _modules(package: str) -> Iterable[str]:
@@ -96,7 +98,7 @@ def _functions(module: ModuleType) -> list[str]:
     return [name for name, function in functions if function.__module__ == module.__name__ and name[0] != "_"]
 
 
-def _there(word: str, known: Iterable[str]) -> str:
+def _known(word: str, known: Iterable[str]) -> str:
     """The end of a message about a word that is not known: the nearest one, and all of them."""
     names = sorted(known)
     hint = "; " + "".join(f"did you mean {name!r}? " for name in nearest(word, names))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import rich_click as click
 
-from prunekit.cli.console import complain, errors_shown, new_console, new_table, show as show_table
+from prunekit.cli.console import errors_shown, new_console, new_table, print_error, print_table
 
 if TYPE_CHECKING:
     from prunekit.plugins.cards import Card
@@ -45,9 +45,9 @@ def _print(card: Card) -> None:
         for parameter in card.parameters:
             table.add_row(parameter.name, parameter.type, parameter.default, parameter.meaning)
         click.echo()
-        show_table(table)
+        print_table(table)
     if not card.text:
-        complain(f"{card.distribution} has no method card")
+        print_error(f"{card.distribution} has no method card")
         return
     click.echo()
     if sys.stdout.isatty():

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console, JustifyMethod
     from rich.table import Table
 
-FAILED, MISUSED, INTERRUPTED = 1, 2, 130
+FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
 """Exit codes: something is wrong with what was asked for; it was asked for wrongly; Ctrl-C."""
 
 
@@ -37,7 +37,7 @@ def new_table(*columns: str, right: tuple[str, ...] = ()) -> Table:
     return table
 
 
-def show(table: Table) -> None:
+def print_table(table: Table) -> None:
     """Print a table, folded into a terminal's width; in a pipe each row stays one line."""
     console = new_console()
     if not sys.stdout.isatty():
@@ -45,7 +45,7 @@ def show(table: Table) -> None:
     console.print(table)
 
 
-def fits(table: Table) -> bool:
+def fits_terminal(table: Table) -> bool:
     """Whether a table needs no folding."""
     return not sys.stdout.isatty() or width_of(table) <= new_console().width
 
@@ -56,16 +56,16 @@ def width_of(table: Table) -> int:
     return max(1, console.measure(table, options=console.options.update(width=100_000)).maximum)
 
 
-def complain(*lines: str) -> None:
+def print_error(*lines: str) -> None:
     """Say something on standard error."""
     for line in lines:
         click.echo(line, err=True)
 
 
-def misuse(message: str) -> SystemExit:
+def usage_error(message: str) -> SystemExit:
     """What to raise where the command itself is wrong: said on standard error, exit code 2."""
-    complain(f"error: {message}")
-    return SystemExit(MISUSED)
+    print_error(f"error: {message}")
+    return SystemExit(USAGE_ERROR)
 
 
 @contextmanager
@@ -76,8 +76,8 @@ def errors_shown() -> Iterator[None]:
     try:
         yield
     except ScheduleError as error:
-        complain(*map(str, error.problems))
+        print_error(*map(str, error.problems))
         raise SystemExit(FAILED) from None
     except PrunekitError as error:
-        complain(f"error: {error}", *getattr(error, "__notes__", ()))
+        print_error(f"error: {error}", *getattr(error, "__notes__", ()))
         raise SystemExit(FAILED) from None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from prunekit.cli.console import complain, new_console
+from prunekit.cli.console import new_console, print_error
 
 if TYPE_CHECKING:
     from prunekit.training.results import EpochResult, MinibatchResult
@@ -78,7 +78,7 @@ class Display:
         if self.live:
             self._print(f"warning: {text}")
         else:
-            complain(f"warning: {text}")
+            print_error(f"warning: {text}")
 
     def _print(self, line: str) -> None:
         self.console.print(line, soft_wrap=True)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import rich_click as click
 
-from prunekit.cli.console import errors_shown, misuse
+from prunekit.cli.console import errors_shown, usage_error
 from prunekit.cli.runs import application_of, settings_of, trust_in
 from prunekit.cli.trust import trust_options
 
@@ -43,7 +43,7 @@ def export(
     tensors. A model that nothing quantizes can be exported too.
     """
     if integers and form != "safetensors":
-        raise misuse("--integers is for safetensors; the other formats hold whole numbers anyway")
+        raise usage_error("--integers is for safetensors; the other formats hold whole numbers anyway")
     path = out or run / FILES[form]
     with errors_shown():
         from prunekit.export import compressed_run

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import rich_click as click
 
-from prunekit.cli.console import misuse
+from prunekit.cli.console import usage_error
 
 if TYPE_CHECKING:
     from prunekit.plugins.scaffold import NewPlugin
@@ -33,7 +33,7 @@ def new_plugin(name: str, kind: str, into: Path) -> None:
     try:
         created = create_plugin(name, kind, into)
     except PluginError as error:
-        raise misuse(str(error)) from None
+        raise usage_error(str(error)) from None
     for file in created.files:
         click.echo(created.folder / file)
     click.echo("\n".join(["", "next:", *(f"  {command}" for command in commands_to_a_run(created, kind))]))

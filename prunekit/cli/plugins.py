@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from prunekit.cli.card import show as show_card
-from prunekit.cli.console import FAILED, complain, fits, new_table, show
-from prunekit.cli.trust import say_what_is_not_switched_off
+from prunekit.cli.console import FAILED, fits_terminal, new_table, print_error, print_table
+from prunekit.cli.trust import warn_of_unknown_disabled_names
 
 if TYPE_CHECKING:
     from prunekit.plugins.entry_points import Offer
@@ -57,7 +57,7 @@ def plugins(context: click.Context, check: bool, as_json: bool) -> None:
         rows = [_checked(row, offer) for row, offer in zip(rows, offers, strict=True)]
         rows += _at_run_time([offer for row, offer in zip(rows, offers, strict=True) if row.state == "ok"])
     rows += [_stray(offer) for offer in stray_offers()]
-    say_what_is_not_switched_off()
+    warn_of_unknown_disabled_names()
     if as_json:
         click.echo(json.dumps([_plain(row) for row in rows], indent=2))
     else:
@@ -169,5 +169,7 @@ def _print(rows: Sequence[Row]) -> None:
         state = f"{row.state}: {row.reason}" if row.reason else row.state
         wide.add_row(row.kind, row.name, row.distribution, row.version, state)
         narrow.add_row(row.kind, f"{row.name}\n{row.distribution} {row.version}", state)
-    show(wide if fits(wide) else narrow)
-    complain(*(f"\n{row.kind} {row.name!r} of {row.distribution}:\n{row.traceback}" for row in rows if row.traceback))
+    print_table(wide if fits_terminal(wide) else narrow)
+    print_error(
+        *(f"\n{row.kind} {row.name!r} of {row.distribution}:\n{row.traceback}" for row in rows if row.traceback)
+    )

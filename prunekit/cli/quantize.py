@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from prunekit.cli.console import complain, errors_shown, misuse, new_table, show
+from prunekit.cli.console import errors_shown, new_table, print_error, print_table, usage_error
 from prunekit.cli.runs import application_of, settings_of, trust_in
 from prunekit.cli.trust import trust_options
 
@@ -39,25 +39,25 @@ def quantize(
     Nothing is trained: some training batches are looked at. The new folder is a run, for `prunekit export`. Without RUN
     the model is taken as the application gives it. Whatever else SCHEDULE says, such as its epochs, does not count.
     """
-    run, schedule = _told_apart(paths)
+    run, schedule = _run_and_schedule(paths)
     with errors_shown():
         given = {"app": app, "allow_plugins": allow_plugins, "locked": locked and str(locked)}
         settings = given if run is None else settings_of(run, **given)
-        folder = run_dir or _beside(run, schedule)
+        folder = run_dir or _default_folder(run, schedule)
         result = _quantize(run, schedule, folder, batches, settings)
     _report(result, batches)
     click.echo(f"run: {folder}")
     click.echo(f"export it: prunekit export {shlex.quote(str(folder))} --to onnx")
 
 
-def _told_apart(paths: tuple[Path, ...]) -> tuple[Path | None, Path]:
+def _run_and_schedule(paths: tuple[Path, ...]) -> tuple[Path | None, Path]:
     *runs, schedule = paths
     if len(runs) > 1 or not schedule.is_file() or any(not run.is_dir() for run in runs):
-        raise misuse("expected the folder of a run, if there is one, and the file of a schedule")
+        raise usage_error("expected the folder of a run, if there is one, and the file of a schedule")
     return (runs[0] if runs else None), schedule
 
 
-def _beside(run: Path | None, schedule: Path) -> Path:
+def _default_folder(run: Path | None, schedule: Path) -> Path:
     return Path("runs") / schedule.stem if run is None else run.with_name(f"{run.resolve().name}-{schedule.stem}")
 
 
@@ -76,7 +76,7 @@ def _quantize(run: Path | None, schedule: Path, folder: Path, batches: int, sett
         run_dir=folder,
         trust=trust,
         settings={**settings, "schedule": str(schedule)},
-        on_warning=lambda text: complain(f"warning: {text}"),
+        on_warning=lambda text: print_error(f"warning: {text}"),
     )
 
 
@@ -90,7 +90,7 @@ def _report(result: TrainingResult, batches: int) -> None:
     table = new_table("module", "weights", "activations", "bias", right=("weights", "activations", "bias"))
     for module, bits in ((module, bits) for line in told for module, bits in line["bits"].items()):
         table.add_row(module, *(str(bits.get(part) or "-") for part in ("weights", "activations", "bias")))
-    show(table)
+    print_table(table)
     what = "loss" if result.accuracy is None else "accuracy"
     before, after = (r.loss if r.accuracy is None else r.accuracy for r in (result.dense, result))
     style = ".4f" if result.accuracy is None else ".2%"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import rich_click as click
 
-from prunekit.cli.console import fits, new_table, show
+from prunekit.cli.console import fits_terminal, new_table, print_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,9 +24,9 @@ def report(result: TrainingResult) -> None:
     hands = list(dict.fromkeys(_by(change) for parameter in result.parameters for change in parameter.changes))
     table = parameters(result, {hand: hand for hand in hands})
     short = {hand: f"[{number}]" for number, hand in enumerate(hands, 1)}
-    show(table if fits(table) else parameters(result, short))
+    print_table(table if fits_terminal(table) else parameters(result, short))
     click.echo()
-    for line in [] if fits(table) else [f"{number} {hand}" for hand, number in short.items()]:
+    for line in [] if fits_terminal(table) else [f"{number} {hand}" for hand, number in short.items()]:
         click.echo(line)
     for line in summary(result):
         click.echo(line)

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prunekit.cli.console import complain, misuse
+from prunekit.cli.console import print_error, usage_error
 
 if TYPE_CHECKING:
     from prunekit.schedule.schedule import Schedule
@@ -17,7 +17,7 @@ _DEFAULTS = {"seed": 0, "trace_level": "info", "dense_baseline": False}
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RunOptions:
     """What a run is asked to do."""
 
     schedule: Schedule | Path
@@ -39,7 +39,7 @@ class Wanted:
         return {**{key: getattr(self, key) for key in _SAVED}, "schedule": self.name}
 
 
-def wanted_run(options: dict[str, Any]) -> Wanted:
+def run_options(options: dict[str, Any]) -> RunOptions:
     """The run that the command's options ask for, checked as far as that needs no application.
 
     Raises:
@@ -48,7 +48,7 @@ def wanted_run(options: dict[str, Any]) -> Wanted:
     given = {key: value for key, value in options.items() if value is not None}
     folder, saved = given.get("resume"), {}
     if folder is not None and "run_dir" in given:
-        raise misuse("--resume goes on in its own folder: give no --run-dir")
+        raise usage_error("--resume goes on in its own folder: give no --run-dir")
     if folder is not None:
         from prunekit.schedule.schedule import Schedule
         from prunekit.training.checkpoint import load_checkpoint
@@ -60,17 +60,17 @@ def wanted_run(options: dict[str, Any]) -> Wanted:
     merged = {**dict.fromkeys(_SAVED), **_DEFAULTS, **saved, **given}
     for key, what in (("schedule", "SCHEDULE"), ("app", "--app")):
         if merged[key] is None:
-            raise misuse(f"{what} is missing")
+            raise usage_error(f"{what} is missing")
     schedule, factor = merged["schedule"], given.get("scale_epochs")
     name = str(schedule) if isinstance(schedule, Path) else saved.get("schedule", str(folder))
     if factor is not None:
         schedule = _scaled(schedule, factor)
     run_dir = folder or given.get("run_dir") or _new_run_dir(Path(name))
-    wanted = {**{key: merged[key] for key in _SAVED}, "schedule": schedule, "name": name}
-    wanted["locked"] = wanted["locked"] and str(wanted["locked"])
-    wanted["epochs"] = wanted["epochs"] or _default_epochs(schedule)
-    _check_device(wanted["device"])
-    return Wanted(**wanted, run_dir=run_dir, resume=folder is not None)
+    chosen = {**{key: merged[key] for key in _SAVED}, "schedule": schedule, "name": name}
+    chosen["locked"] = chosen["locked"] and str(chosen["locked"])
+    chosen["epochs"] = chosen["epochs"] or _default_epochs(schedule)
+    _check_device(chosen["device"])
+    return RunOptions(**chosen, run_dir=run_dir, resume=folder is not None)
 
 
 def _scaled(schedule: Schedule | Path, factor: float) -> Schedule:
@@ -79,11 +79,11 @@ def _scaled(schedule: Schedule | Path, factor: float) -> Schedule:
     from prunekit.schedule.yaml_source import Source
 
     if not isinstance(schedule, Path):
-        raise misuse("--resume goes on with the schedule as it was scaled: give no --scale-epochs")
+        raise usage_error("--resume goes on with the schedule as it was scaled: give no --scale-epochs")
     scaled = parse(Source.from_file(schedule)).scaled(factor)
     timed = sorted({spec.class_name for spec in scaled.components if spec.kind == "lr_scheduler"})
     if timed:
-        complain(f"epochs scaled by {factor:g}; the arguments of {', '.join(timed)} are as written")
+        print_error(f"epochs scaled by {factor:g}; the arguments of {', '.join(timed)} are as written")
     return scaled
 
 
@@ -101,7 +101,7 @@ def _default_epochs(schedule: Schedule | Path) -> int:
     parsed = schedule if isinstance(schedule, Schedule) else parse(Source.from_file(schedule))
     epochs = default_epochs(parsed)
     if epochs is None and not parsed.problems():
-        raise misuse("the schedule has no policy that says how long to train: give --epochs")
+        raise usage_error("the schedule has no policy that says how long to train: give --epochs")
     return epochs or 1  # with problems: they are all told when the run is about to begin
 
 
@@ -111,4 +111,4 @@ def _check_device(device: str | None) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise misuse(f"--device {device!r} can't be used: {str(error).splitlines()[0]}") from None
+        raise usage_error(f"--device {device!r} can't be used: {str(error).splitlines()[0]}") from None

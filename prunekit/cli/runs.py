@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prunekit.cli.application import load_application
-from prunekit.cli.console import misuse
+from prunekit.cli.console import usage_error
 from prunekit.cli.trust import trust_of
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def application_of(settings: dict[str, Any]) -> Application:
         SystemExit: they name none, or it can't be made; that has been said.
     """
     if not settings.get("app"):
-        raise misuse("--app is missing: the run does not say what it trained")
+        raise usage_error("--app is missing: the run does not say what it trained")
     return load_application(settings["app"], settings.get("seed") or 0)
 
 

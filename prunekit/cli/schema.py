@@ -6,7 +6,7 @@ import json
 
 import rich_click as click
 
-from prunekit.cli.console import complain
+from prunekit.cli.console import print_error
 
 
 @click.command()
@@ -22,5 +22,5 @@ def schema() -> None:
     plugins = load_plugins()
     left_out = [listener.reason for listener in plugins.broken]
     document = schema_document(plugins.registry, left_out.append)
-    complain(*(f"left out: {reason}" for reason in left_out))
+    print_error(*(f"left out: {reason}" for reason in left_out))
     click.echo(json.dumps(document, indent=2, ensure_ascii=False))

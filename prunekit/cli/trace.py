@@ -13,7 +13,7 @@ from typing import Any
 
 import rich_click as click
 
-from prunekit.cli.console import complain, misuse
+from prunekit.cli.console import print_error, usage_error
 
 _TOLD = {"event", "level", "timestamp", "hook", "policy", "component", "plugin", "version", "epoch", "minibatch"}
 _MESSAGES = ("hook ran", "hook failed")
@@ -28,7 +28,7 @@ class Filter:
     policy: str | None
     epochs: tuple[int, int] | None
 
-    def takes(self, line: Mapping[str, Any]) -> bool:
+    def accepts(self, line: Mapping[str, Any]) -> bool:
         """Whether a line is wanted."""
         from prunekit.trace import LEVELS
 
@@ -69,15 +69,15 @@ def trace(
     from prunekit.trace import FILE_NAME, read
 
     if run.is_dir() and not (run / FILE_NAME).exists():
-        raise misuse(f"{str(run)!r} holds no {FILE_NAME}")
-    wanted, shown = Filter(level, hook, policy, epochs), 0
+        raise usage_error(f"{str(run)!r} holds no {FILE_NAME}")
+    chosen, shown = Filter(level, hook, policy, epochs), 0
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     for line in read(run):
-        if isinstance(line, Mapping) and wanted.takes(line):
+        if isinstance(line, Mapping) and chosen.accepts(line):
             click.echo(json.dumps(line) if as_json else "\n".join(readable(line, width)))
             shown += 1
     if not shown:
-        complain(_there([line for line in read(run) if isinstance(line, Mapping)]))
+        print_error(_available([line for line in read(run) if isinstance(line, Mapping)]))
 
 
 def readable(line: Mapping[str, Any], width: int | None = None) -> list[str]:
@@ -167,7 +167,7 @@ def _names_of_policy(line: Mapping[str, Any]) -> set[str]:
     return names - {""}
 
 
-def _there(lines: list[Mapping[str, Any]]) -> str:
+def _available(lines: list[Mapping[str, Any]]) -> str:
     """What one could have asked for."""
     policies = sorted({" ".join((line["policy"], line.get("component", ""))) for line in lines if line.get("policy")})
     hooks = sorted({_what(line) for line in lines})

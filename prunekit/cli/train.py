@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from prunekit.cli.application import load_application
-from prunekit.cli.console import FAILED, INTERRUPTED, complain, errors_shown
-from prunekit.cli.run_options import Wanted, wanted_run
-from prunekit.cli.trust import say_what_is_not_switched_off, trust_of, trust_options
+from prunekit.cli.console import FAILED, INTERRUPTED, errors_shown, print_error
+from prunekit.cli.run_options import RunOptions, run_options
+from prunekit.cli.trust import trust_of, trust_options, warn_of_unknown_disabled_names
 
 if TYPE_CHECKING:
     from prunekit.schedule.schedule import Schedule
@@ -57,31 +57,31 @@ def train(**options: Any) -> None:
     """
     try:
         with _terminated_like_interrupted(), errors_shown():
-            _run(wanted_run(options))
+            _run(run_options(options))
     except KeyboardInterrupt:
-        complain("interrupted")
+        print_error("interrupted")
         raise SystemExit(INTERRUPTED) from None
 
 
-def _run(wanted: Wanted) -> None:
+def _run(options: RunOptions) -> None:
     from prunekit.cli.report import report
 
-    say_what_is_not_switched_off()
-    result = _train(wanted, wanted.schedule, wanted.run_dir, resume=wanted.resume)
-    if wanted.dense_baseline:
-        result = replace(result, dense=_twin(wanted))
+    warn_of_unknown_disabled_names()
+    result = _train(options, options.schedule, options.run_dir, resume=options.resume)
+    if options.dense_baseline:
+        result = replace(result, dense=_dense_twin(options))
         result.write()
     report(result)
 
 
 def _train(
-    wanted: Wanted, schedule: Schedule | Path, run_dir: Path, *, resume: bool, label: str = ""
+    options: RunOptions, schedule: Schedule | Path, run_dir: Path, *, resume: bool, label: str = ""
 ) -> TrainingResult:
     from prunekit.cli.display import Display
     from prunekit.errors import PrunekitError
     from prunekit.training.loop import TrainingInterrupted, train as run
 
-    application, epochs = load_application(wanted.app, wanted.seed), wanted.epochs
+    application, epochs = load_application(options.app, options.seed), options.epochs
     with Display(epochs, label) as display:
         try:
             return run(
@@ -89,12 +89,12 @@ def _train(
                 schedule,
                 epochs,
                 run_dir=run_dir,
-                seed=wanted.seed,
-                device=wanted.device,
-                trace_level=wanted.trace_level,
+                seed=options.seed,
+                device=options.device,
+                trace_level=options.trace_level,
                 resume=resume,
-                trust=trust_of(wanted.allow_plugins, wanted.locked),
-                settings=wanted.settings,
+                trust=trust_of(options.allow_plugins, options.locked),
+                settings=options.settings,
                 on_epoch=display.on_epoch,
                 on_minibatch=display.on_minibatch if display.live else None,
                 on_warning=display.on_warning if not label else lambda text: None,
@@ -102,38 +102,38 @@ def _train(
         except TrainingInterrupted as interrupt:
             display.stop()
             where = f"epoch {interrupt.epoch}" + (f", mini-batch {interrupt.minibatch}" * (interrupt.minibatch >= 0))
-            complain(f"{label}interrupted in {where}: {interrupt.epochs_done} of {epochs} epochs are complete")
-            _say_how_to_resume(wanted.run_dir)
+            print_error(f"{label}interrupted in {where}: {interrupt.epochs_done} of {epochs} epochs are complete")
+            _print_how_to_resume(options.run_dir)
             raise SystemExit(INTERRUPTED) from None
         except PrunekitError:
             raise
         except Exception as error:
             display.stop()
-            complain(traceback.format_exc(), f"{label}failed: {type(error).__name__}: {error}")
-            _say_how_to_resume(wanted.run_dir)
+            print_error(traceback.format_exc(), f"{label}failed: {type(error).__name__}: {error}")
+            _print_how_to_resume(options.run_dir)
             raise SystemExit(FAILED) from None
 
 
-def _twin(wanted: Wanted) -> Baseline:
+def _dense_twin(options: RunOptions) -> Baseline:
     """The dense model: the same application, seed and epochs, under the schedule's learning rates alone."""
     from prunekit.schedule.schedule import Schedule
     from prunekit.training.checkpoint import CHECKPOINT
     from prunekit.training.loop import dense_schedule
     from prunekit.training.results import Baseline
 
-    schedule = wanted.schedule if isinstance(wanted.schedule, Schedule) else Schedule.from_yaml(wanted.schedule)
-    folder = wanted.run_dir / "dense"
+    schedule = options.schedule if isinstance(options.schedule, Schedule) else Schedule.from_yaml(options.schedule)
+    folder = options.run_dir / "dense"
     resume = (folder / CHECKPOINT).exists()
-    result = _train(wanted, dense_schedule(schedule), folder, resume=resume, label="dense twin, ")
+    result = _train(options, dense_schedule(schedule), folder, resume=resume, label="dense twin, ")
     return Baseline(result.loss, result.accuracy, None)
 
 
-def _say_how_to_resume(run_dir: Path) -> None:
+def _print_how_to_resume(run_dir: Path) -> None:
     from prunekit.training.checkpoint import CHECKPOINT
 
     if (run_dir / CHECKPOINT).exists():
         folder = shlex.quote(str(run_dir))
-        complain(f"read its trace: prunekit trace {folder}", f"continue it: prunekit train --resume {folder}")
+        print_error(f"read its trace: prunekit trace {folder}", f"continue it: prunekit train --resume {folder}")
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from prunekit.cli.console import complain
+from prunekit.cli.console import print_error
 
 if TYPE_CHECKING:
     from prunekit.plugins.trust import Trust
@@ -43,7 +43,7 @@ def trust_of(allow_plugins: str | None, locked: str | Path | None) -> Trust:
     return Trust(allow, None if locked is None else Lock.read(locked))
 
 
-def say_what_is_not_switched_off() -> None:
+def warn_of_unknown_disabled_names() -> None:
     """Warn of names in PRUNEKIT_DISABLE that no listener has."""
     from packaging.utils import canonicalize_name
 
@@ -55,4 +55,4 @@ def say_what_is_not_switched_off() -> None:
     known = [*(offer.name for offer in offers), *(offer.distribution for offer in offers)]
     for name in sorted(disabled_listeners()):
         if canonicalize_name(name) not in map(canonicalize_name, known):
-            complain(f"warning: {DISABLE} names {name!r}, and no listener is called that{did_you_mean(name, known)}")
+            print_error(f"warning: {DISABLE} names {name!r}, and no listener is called that{did_you_mean(name, known)}")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import rich_click as click
 
 from prunekit.cli.application import load_application
-from prunekit.cli.console import FAILED, complain, errors_shown
-from prunekit.cli.trust import say_what_is_not_switched_off, trust_of, trust_options
+from prunekit.cli.console import FAILED, errors_shown, print_error
+from prunekit.cli.trust import trust_of, trust_options, warn_of_unknown_disabled_names
 
 if TYPE_CHECKING:
     from prunekit.errors import Problem
@@ -53,8 +53,8 @@ def validate(
 
     with errors_shown():
         plugins = load_plugins(trust_of(allow_plugins, locked))
-    say_what_is_not_switched_off()
-    complain(*(f"warning: {listener.reason}" for listener in plugins.broken))
+    warn_of_unknown_disabled_names()
+    print_error(*(f"warning: {listener.reason}" for listener in plugins.broken))
     application = None if app is None else load_application(app, seed)
     checked = [check(schedule, plugins, application, epochs) for schedule in schedules]
     findings = [finding for _, found in checked for finding in found]
