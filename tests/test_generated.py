@@ -1,4 +1,4 @@
-"""What `python docs/generate.py` makes from the plugins: up to date, complete, and right."""
+"""What `python -m docs.generate` makes from the plugins: up to date, complete, and right."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from jsonschema import Draft202012Validator
 
+from docs.generate import cards, files as files_here, keys, plugins as plugins_here
+from docs.generate.__main__ import main
 from prunekit.plugins.scaffold import create_plugin
 from prunekit.schedule.yaml_source import Source
 
@@ -30,19 +30,6 @@ NEW = {
     "extension": "OneExtension",
     "listener": "OneListener",
 }
-
-
-def script() -> ModuleType:
-    spec = spec_from_file_location("docs_generate", ROOT / "docs" / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-generate = script()
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +50,7 @@ def made(tmp_path: Path) -> Callable[..., Any]:
     def make(kind: str) -> Any:
         (tmp_path / "plugins").mkdir(exist_ok=True)
         create_plugin(NEW[kind], kind, tmp_path / "plugins")
-        (plugin,) = [p for p in generate.plugins_of(tmp_path) if p.name.startswith("prunekit-one-")]
+        (plugin,) = [p for p in plugins_here.plugins_of(tmp_path) if p.name.startswith("prunekit-one-")]
         return plugin
 
     return make
@@ -73,11 +60,11 @@ def made(tmp_path: Path) -> Callable[..., Any]:
 
 
 def test_the_cards_and_the_page_and_the_schema_are_up_to_date() -> None:
-    files, problems = generate.generated(generate.plugins_of())
+    files, problems = files_here.generated(plugins_here.plugins_of())
     assert problems == []
     if torch.__version__.partition("+")[0] not in (ROOT / "constraints.txt").read_text():
-        del files[generate.SCHEMA]  # it holds the LR schedulers of one torch
-    assert [path.relative_to(ROOT).as_posix() for path in generate.stale(files)] == [], "run python docs/generate.py"
+        del files[files_here.SCHEMA]  # it holds the LR schedulers of one torch
+    assert [path.relative_to(ROOT).as_posix() for path in files_here.stale(files)] == [], "run python -m docs.generate"
 
 
 def test_the_command_writes_what_is_stale_and_with_check_only_says_so(
@@ -86,16 +73,17 @@ def test_the_command_writes_what_is_stale_and_with_check_only_says_so(
     plugin = made("pruner")
     page, schema = tmp_path / "page.md", tmp_path / "schema.json"
     page.write_text("# Page\n\n<!-- cards: pruner -->\n<!-- end -->\n")
-    monkeypatch.setattr(generate, "PAGES", (page,))
-    monkeypatch.setattr(generate, "SCHEMA", schema)
-    monkeypatch.setattr(generate, "plugins_of", lambda: [plugin])
-    assert generate.main(["--check"]) == 1
-    assert "page.md: not up to date: run python docs/generate.py" in capsys.readouterr().out
+    monkeypatch.setattr(files_here, "PAGES", (page,))
+    monkeypatch.setattr(files_here, "SCHEMA", schema)
+    monkeypatch.setattr(files_here, "CONTRACTS", tmp_path / "contracts.ini")
+    monkeypatch.setattr("docs.generate.__main__.plugins_of", lambda: [plugin])
+    assert main(["--check"]) == 1
+    assert "page.md: not up to date: run python -m docs.generate" in capsys.readouterr().out
     assert not schema.exists()
-    assert generate.main([]) == 0
+    assert main([]) == 0
     assert "| `OnePruner` | [prunekit-one-pruner](methods.md#prunekit-one-pruner) | " in page.read_text()
     assert "OnePruner" in schema.read_text()
-    assert generate.main(["--check"]) == 0
+    assert main(["--check"]) == 0
 
 
 # Schedules and the schema
@@ -103,15 +91,15 @@ def test_the_command_writes_what_is_stale_and_with_check_only_says_so(
 
 @pytest.fixture(scope="module")
 def schema() -> Any:
-    files, _ = generate.generated(generate.plugins_of())
-    return json.loads(files[generate.SCHEMA])
+    files, _ = files_here.generated(plugins_here.plugins_of())
+    return json.loads(files[files_here.SCHEMA])
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_every_example_points_to_the_schema(path: Path) -> None:
     modeline = MODELINE.match(path.read_text(encoding="utf-8"))
     assert modeline is not None
-    assert (path.parent / modeline[1]).resolve() == generate.SCHEMA
+    assert (path.parent / modeline[1]).resolve() == files_here.SCHEMA
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
@@ -137,8 +125,8 @@ def test_the_card_of_a_new_plugin_lacks_nothing_and_its_table_is_the_one_that_is
     kind: str, made: Callable[..., Any]
 ) -> None:
     plugin = made(kind)
-    assert list(generate.problems_of(plugin)) == []
-    assert generate.filled(plugin.text(), [plugin], generate.registry_of([plugin])) == plugin.text()
+    assert list(cards.problems_of(plugin)) == []
+    assert files_here.filled(plugin.text(), [plugin], plugins_here.registry_of([plugin])) == plugin.text()
 
 
 @pytest.mark.parametrize(
@@ -158,14 +146,14 @@ def test_the_card_of_a_new_plugin_lacks_nothing_and_its_table_is_the_one_that_is
 def test_what_a_card_lacks_is_said(old: str, new: str, problem: str, made: Callable[..., Any]) -> None:
     plugin = made("pruner")
     plugin.card.write_text(plugin.text().replace(old, new), encoding="utf-8")
-    assert any(problem in said for said in generate.problems_of(plugin))
+    assert any(problem in said for said in cards.problems_of(plugin))
 
 
 def test_a_plugin_that_can_not_be_imported_is_said_and_its_table_stays(made: Callable[..., Any]) -> None:
     plugin = made("pruner")
     (module,) = (plugin.folder / "src").iterdir()
     module.write_text("import no_such_module\n")
-    files, problems = generate.generated([plugin])
+    files, problems = files_here.generated([plugin])
     assert plugin.card not in files
     assert [p for p in problems if "No module named 'no_such_module'" in p and str(plugin.card) in p]
 
@@ -206,12 +194,12 @@ def test_several_classes_have_a_table_each_or_one_that_says_whose_each_key_is(ma
     two = 'One = "prunekit_one_pruner:One"\nOne_AGP = "prunekit_one_pruner:One_AGP"'
     pyproject.write_text(re.sub(r"^OnePruner = .*$", two, pyproject.read_text(), flags=re.MULTILINE))
     (plugin.folder / "src" / "prunekit_one_pruner.py").write_text(TWO)
-    (plugin,) = generate.plugins_of(plugin.folder.parents[1])
-    registry = generate.registry_of([plugin])
+    (plugin,) = plugins_here.plugins_of(plugin.folder.parents[1])
+    registry = plugins_here.registry_of([plugin])
 
     def table(classes: str) -> list[str]:
         text = f"<!-- parameters: {classes} -->\n<!-- end -->\n"
-        return str(generate.filled(text, [plugin], registry)).splitlines()[2:-2]
+        return str(files_here.filled(text, [plugin], registry)).splitlines()[2:-2]
 
     weights = "name, glob or `re:` pattern, or a list of these | required | all of these |"
     assert table("One") == [
@@ -227,7 +215,7 @@ def test_several_classes_have_a_table_each_or_one_that_says_whose_each_key_is(ma
         r"| `sparsity` | `One` | number, 0 to 1 | `0.5` | that \|w\| makes |",
         "| `final_sparsity` | `One_AGP` | number, 0 to 1 | required | in the end |",
     ]
-    row = generate.rows_of_cards([plugin], "pruner").splitlines()[-1]
+    row = cards.rows_of_cards([plugin], "pruner").splitlines()[-1]
     assert row.startswith("| `One`, `One_AGP` | [prunekit-one-pruner]")
 
 
@@ -258,7 +246,7 @@ def test_several_classes_have_a_table_each_or_one_that_says_whose_each_key_is(ma
 )
 def test_a_type_in_words(schema: Any, words: str) -> None:
     definitions = {"X": {"type": "object", "properties": {"n": {"type": "string"}}}}
-    assert generate.in_words(schema, definitions) == words
+    assert keys.in_words(schema, definitions) == words
 
 
 @pytest.mark.parametrize(
@@ -272,12 +260,12 @@ def test_a_type_in_words(schema: Any, words: str) -> None:
     ],
 )  # fmt: skip
 def test_a_paper_is_its_title_year_and_link(section: str, cell: str) -> None:
-    assert generate.paper(section) == cell
+    assert cards.paper(section) == cell
 
 
 def test_sentences_end_with_a_sentence() -> None:
     text = "Han et al. Found it.\nAs J. Dally says: `x` is 0.5 of y. `Y` too.\n\nPrefer z."
-    assert generate.sentences(text) == [
+    assert cards.sentences(text) == [
         "Han et al. Found it.",
         "As J. Dally says: `x` is 0.5 of y.",
         "`Y` too.",
