@@ -29,6 +29,15 @@ class Progress(NamedTuple):
         """Whether the epoch ends with this mini-batch."""
         return self.minibatch == self.minibatches_per_epoch - 1
 
+    def trace_keys(self) -> dict[str, int]:
+        """Epoch and, within an epoch, mini-batch: the keys of a trace line.
+
+        >>> Progress(2).trace_keys(), Progress(2, 0).trace_keys()
+        ({'epoch': 2}, {'epoch': 2, 'minibatch': 0})
+        """
+        within = {"minibatch": self.minibatch} if self.minibatch >= 0 else {}
+        return {"epoch": self.epoch, **within}
+
 
 @dataclass(frozen=True, init=False)
 class Window:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from prunekit.components.effects import MaskChange
 from prunekit.engine.build import build
-from prunekit.engine.bus import EventBus, Result, moment
+from prunekit.engine.bus import EventBus, Result
 from prunekit.engine.conflicts import exhausted, idle_policies
 from prunekit.engine.ledger import Ledger
 from prunekit.engine.policies import LRPolicy, Policy, PruningPolicy
@@ -346,7 +346,7 @@ class CompressionScheduler:
             self._quantizers.open(
                 self._epoch, self.progress
             )  # whoever evaluates now sees what the last forward pass saw
-        self.trace.info("state restored", **moment(self.progress), next_epoch=self._next_epoch)
+        self.trace.info("state restored", **self.progress.trace_keys(), next_epoch=self._next_epoch)
         self._bus.fire("on_state_restored", state=state, progress=self.progress)
 
     # Inside
@@ -381,7 +381,7 @@ class CompressionScheduler:
             policy.begin_epoch(epoch, self.model, self._masks, self.progress)
 
     def _window(self, hook: str, event: str, policy: Policy) -> None:
-        self.trace.info(event, hook=hook, **policy.origin._asdict(), **moment(self.progress))
+        self.trace.info(event, hook=hook, **policy.origin._asdict(), **self.progress.trace_keys())
         self._bus.fire(hook, policy=policy.origin, progress=self.progress)
 
     def _take(self, optimizer: Optimizer | None) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from prunekit.components.effects import Origin
-from prunekit.engine.bus import moment
 from prunekit.errors import PrunekitError, StateError
 from prunekit.model.masks import count_nonzero
 from prunekit.model.optimizer import learning_rates
@@ -179,11 +178,11 @@ class Run:
             yield
         except KeyboardInterrupt as interrupt:
             now = self.scheduler.progress
-            self.trace.info("training interrupted", **moment(now))
+            self.trace.info("training interrupted", **now.trace_keys())
             raise TrainingInterrupted(now.epoch, now.minibatch, self.done) from interrupt
         except Exception as error:
             now, text = self.scheduler.progress, f"{type(error).__name__}: {error}"
-            self.trace.error("training failed", **moment(now), error=text)
+            self.trace.error("training failed", **now.trace_keys(), error=text)
             raise
 
     def epoch(self, epoch: int) -> None:

@@ -13,7 +13,7 @@ from torch.nn import Module, Parameter
 from prunekit.components.context import Context
 from prunekit.components.effects import Origin
 from prunekit.components.kinds import Kind
-from prunekit.engine.bus import Participant, moment
+from prunekit.engine.bus import Participant
 from prunekit.progress import Progress, Window
 
 
@@ -70,7 +70,7 @@ class Policy:
 
     def context(self, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> Context:
         """What its component may know."""
-        warn = partial(self.warn, **self.origin._asdict(), **moment(progress))
+        warn = partial(self.warn, **self.origin._asdict(), **progress.trace_keys())
         return Context(model, masks, progress, self.window, self.targets, self.selectors, warn)
 
     def state_dict(self) -> dict[str, Any]:
