@@ -33,9 +33,9 @@ class Quantizers:
         self._model, self._catalog, self._ledger = model, catalog, ledger
         self._name = type(model).__name__  # before a quantizer makes a subclass of it
 
-    def open(self, epoch: int, progress: Progress) -> None:
+    def open(self, progress: Progress) -> None:
         """Let weights and activations read as the quantizers whose window is open make of them."""
-        live = [policy for policy in self.policies if policy.window.is_open(epoch)]
+        live = [policy for policy in self.policies if policy.window.is_open(progress)]
         for policy in live:
             policy.begin(self._model, self._ledger.masks, progress, self._ledger.bus.blame)
         readings = {policy.parameters[name]: read for policy in live for name, read in policy.readings.items()}

@@ -108,8 +108,9 @@ def default_epochs(schedule: Schedule) -> int | None:
     counts where there are no others.
     """
     deciding = [policy for policy in schedule.policies if policy.kind in _DECIDING]
-    ends = [policy.window.ending_epoch for policy in deciding or schedule.policies]
-    return max(ends + [policy.window.first + 1 for policy in schedule.policies], default=None)
+    lengths = [policy.window.epochs_to_end for policy in deciding or schedule.policies]
+    lengths += [policy.window.epochs_to_act for policy in schedule.policies]
+    return max((length for length in lengths if length is not None), default=None)
 
 
 def dense_schedule(schedule: Schedule) -> Schedule:
@@ -200,7 +201,7 @@ class Run:
         sparsity, seconds = self.scheduler.sparsity(), time.perf_counter() - start
         result = EpochResult(epoch, train_loss, evaluation.loss, evaluation.accuracy, rate, sparsity, seconds)
         self.history.append(result)
-        self.done = epoch + 1
+        self.done = self.scheduler.progress.next_epoch
         self.save()
         if self.on_epoch is not None:
             self.on_epoch(result)

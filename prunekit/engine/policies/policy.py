@@ -46,24 +46,24 @@ class Policy:
     warn: Callable[..., None] = lambda message, **values: None
     _participants: dict[tuple[str, ...], Participant] = field(default_factory=dict)
 
-    def participants(self, epoch: int) -> Iterator[Participant]:
-        """What is on the bus in this epoch: the component's own hooks while the window is open, then the policy's."""
-        if self.window.is_open(epoch):
+    def participants(self, progress: Progress) -> Iterator[Participant]:
+        """What is on the bus now: the component's own hooks while the window is open, then the policy's."""
+        if self.window.is_open(progress):
             own = self._participants.get(("own",)) or Participant.of(self.component, self.origin)
             self._participants["own",] = own
             if own.hooks:
                 yield own
-        hooks = dict(self.hooks(epoch))
+        hooks = dict(self.hooks(progress))
         if hooks:
             key = tuple(hooks)
             yield self._participants.setdefault(key, Participant(self.origin, hooks))
 
-    def hooks(self, epoch: int) -> Iterable[tuple[str, Callable[..., Any]]]:
-        """The policy's own implementations for an epoch."""
+    def hooks(self, progress: Progress) -> Iterable[tuple[str, Callable[..., Any]]]:
+        """The policy's own implementations that are live now."""
         return ()
 
-    def begin_epoch(self, epoch: int, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> None:
-        """Look out for what must be known when a later epoch begins."""
+    def prepare(self, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> None:
+        """Look out for what must be known later; asked before training too, and whenever windows may open."""
 
     def end_training(self) -> None:
         """Leave nothing behind in the model."""
