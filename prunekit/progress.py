@@ -56,18 +56,20 @@ class Progress(NamedTuple):
         within = {"minibatch": self.minibatch} if self.minibatch >= 0 else {}
         return {"epoch": max(self.epoch, 0), **within}
 
-    def between_minibatches(self, epoch: int) -> Progress:
-        """An epoch is about to begin, or has ended."""
-        return Progress(epoch, -1, *self[2:])
+    def next_epoch_begins(self, epoch: int) -> Progress:
+        """An epoch begins, and with it a step, unless gradients are being accumulated for one."""
+        step, part = (self.step + 1, -1) if self.stepped else (self.step, self.minibatch_of_step)
+        return Progress(epoch, -1, self.minibatches_per_epoch, step, part)
 
-    def in_minibatch(self, epoch: int, minibatch: int, minibatches_per_epoch: int) -> Progress:
-        """Somewhere in a mini-batch that has begun, as the loop tells it."""
-        return Progress(epoch, minibatch, minibatches_per_epoch, *self[3:])
-
-    def next_minibatch(self, epoch: int, minibatch: int, minibatches_per_epoch: int) -> Progress:
+    def next_minibatch_begins(self, epoch: int, minibatch: int, minibatches_per_epoch: int) -> Progress:
         """A mini-batch begins: the first of a step, if the optimizer has stepped in the one before it."""
         step, part = (self.step + 1, 0) if self.stepped else (self.step, self.minibatch_of_step + 1)
         return Progress(epoch, minibatch, minibatches_per_epoch, step, part)
+
+    def within(self, epoch: int, minibatch: int = -1, minibatches_per_epoch: int | None = None) -> Progress:
+        """Later in the same mini-batch, or at the end of the epoch, as the loop tells it."""
+        number = self.minibatches_per_epoch if minibatches_per_epoch is None else minibatches_per_epoch
+        return Progress(epoch, minibatch, number, *self[3:])
 
     def after_step(self) -> Progress:
         """The optimizer has stepped: once in a mini-batch counts, several optimizers take one step together."""

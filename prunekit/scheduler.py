@@ -154,7 +154,7 @@ class CompressionScheduler:
         Raises:
             Exception: what a plugin raised, with a note that names it; masks and model are as before.
         """
-        self._progress = self._progress.between_minibatches(epoch)
+        self._progress = self._progress.next_epoch_begins(epoch)
         self._take(optimizer)
         self._open()
         self._fire("on_epoch_begin")
@@ -163,7 +163,7 @@ class CompressionScheduler:
         self, epoch: int, minibatch: int, minibatches_per_epoch: int, optimizer: Optimizer | None = None
     ) -> None:
         """A mini-batch is about to go forward: masks are in the weights when this returns."""
-        self._progress = self._progress.next_minibatch(epoch, minibatch, minibatches_per_epoch)
+        self._progress = self._progress.next_minibatch_begins(epoch, minibatch, minibatches_per_epoch)
         self._take(optimizer)
         self._in_minibatch, self._optimization_begun = True, False
         self._masks.end_forward()  # of a mini-batch that the loop left in the middle
@@ -181,7 +181,7 @@ class CompressionScheduler:
         optimizer: Optimizer | None = None,
     ) -> Tensor:
         """The loss plus the terms of regularizers and the like: call `backward()` on what this returns."""
-        self._progress = self._progress.in_minibatch(epoch, minibatch, minibatches_per_epoch)
+        self._progress = self._progress.within(epoch, minibatch, minibatches_per_epoch)
         self._take(optimizer)
         return self.total_loss(loss)
 
@@ -199,7 +199,7 @@ class CompressionScheduler:
         self, epoch: int, minibatch: int, minibatches_per_epoch: int, optimizer: Optimizer | None = None
     ) -> None:
         """The optimizer has stepped: masks are enforced, if its hook has not done so, and regularizers drop weights."""
-        self._progress = self._progress.in_minibatch(epoch, minibatch, minibatches_per_epoch)
+        self._progress = self._progress.within(epoch, minibatch, minibatches_per_epoch)
         self._take(optimizer)
         self._in_minibatch = False
         self._masks.end_forward()
@@ -217,7 +217,7 @@ class CompressionScheduler:
 
         `metrics`: `min` is one to minimise (validation loss), `max` one to maximise (accuracy).
         """
-        self._progress = self._progress.between_minibatches(epoch)
+        self._progress = self._progress.within(epoch)
         self._take(optimizer)
         self._fire("on_epoch_end", metrics=metrics)
         self._ledger.sum_up_epoch(self.progress)
