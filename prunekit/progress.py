@@ -56,28 +56,52 @@ class Progress(NamedTuple):
         within = {"minibatch": self.minibatch} if self.minibatch >= 0 else {}
         return {"epoch": max(self.epoch, 0), **within}
 
-    def next_epoch_begins(self, epoch: int) -> Progress:
-        """An epoch begins, and with it a step, unless gradients are being accumulated for one."""
-        step, part = (self.step + 1, -1) if self.stepped else (self.step, self.minibatch_of_step)
-        return Progress(epoch, -1, self.minibatches_per_epoch, step, part)
-
-    def next_minibatch_begins(self, epoch: int, minibatch: int, minibatches_per_epoch: int) -> Progress:
-        """A mini-batch begins: the first of a step, if the optimizer has stepped in the one before it."""
-        step, part = (self.step + 1, 0) if self.stepped else (self.step, self.minibatch_of_step + 1)
-        return Progress(epoch, minibatch, minibatches_per_epoch, step, part)
-
-    def within(self, epoch: int, minibatch: int = -1, minibatches_per_epoch: int | None = None) -> Progress:
-        """Later in the same mini-batch, or at the end of the epoch, as the loop tells it."""
-        number = self.minibatches_per_epoch if minibatches_per_epoch is None else minibatches_per_epoch
-        return Progress(epoch, minibatch, number, *self[3:])
-
-    def after_step(self) -> Progress:
-        """The optimizer has stepped: once in a mini-batch counts, several optimizers take one step together."""
-        return Progress(*self[:5], stepped=True)
-
 
 BEFORE_TRAINING = Progress(-1, step=-1)
 """Before all epochs and steps: the first window that opens may be prepared for from here on."""
+
+
+@dataclass(slots=True)
+class Clock:
+    """Where training stands, moved on by what the loop tells, and read as a `Progress`.
+
+    It changes in place: it moves several times in each mini-batch, mostly with nobody to read it.
+    """
+
+    epoch: int = 0
+    minibatch: int = -1
+    minibatches_per_epoch: int = 0
+    step: int = 0
+    minibatch_of_step: int = -1
+    stepped: bool = False  # several optimizers that step in one mini-batch take one step together
+
+    @property
+    def progress(self) -> Progress:
+        """This moment."""
+        within_epoch = self.epoch, self.minibatch, self.minibatches_per_epoch
+        return Progress(*within_epoch, self.step, self.minibatch_of_step, self.stepped)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """An epoch begins, and with it a step, unless gradients are still being accumulated for one."""
+        self.epoch, self.minibatch = epoch, -1
+        if self.stepped:
+            self.step, self.minibatch_of_step, self.stepped = self.step + 1, -1, False
+
+    def begin_minibatch(self, epoch: int, minibatch: int, minibatches_per_epoch: int) -> None:
+        """A mini-batch begins: the first of a step, if the optimizer has stepped since the last one began."""
+        self.epoch, self.minibatch, self.minibatches_per_epoch = epoch, minibatch, minibatches_per_epoch
+        if self.stepped:
+            self.step, self.minibatch_of_step, self.stepped = self.step + 1, 0, False
+        else:
+            self.minibatch_of_step += 1
+
+    def tell(self, epoch: int, minibatch: int, minibatches_per_epoch: int) -> None:
+        """Later in a mini-batch."""
+        self.epoch, self.minibatch, self.minibatches_per_epoch = epoch, minibatch, minibatches_per_epoch
+
+    def end_epoch(self, epoch: int) -> None:
+        """An epoch has ended."""
+        self.epoch, self.minibatch = epoch, -1
 
 
 @dataclass(frozen=True, init=False, repr=False)
@@ -145,10 +169,6 @@ class Window:
         return range(self._start, self._end, self._frequency) if self._listed is None else self._listed
 
     @property
-    def _first(self) -> int:
-        return self._start
-
-    @property
     def _last(self) -> int:
         return self.active[-1]
 
@@ -163,7 +183,7 @@ class Window:
 
     def is_open(self, progress: Progress) -> bool:
         """Whether it is the first active epoch, the last, or any between them."""
-        return self._first <= self._now(progress) <= self._last
+        return self._start <= self._now(progress) <= self._last
 
     def is_last(self, progress: Progress) -> bool:
         """Whether it is the last active epoch."""
@@ -187,7 +207,7 @@ class Window:
         >>> [epoch for epoch in range(9) if Window(3, 6).prepares(Progress(epoch))]
         [2, 3, 4, 5]
         """
-        return self._first - 1 <= self._now(progress) <= self._last
+        return self._start - 1 <= self._now(progress) <= self._last
 
     # How much time has passed?
 
@@ -201,7 +221,7 @@ class Window:
 
     def elapsed(self, progress: Progress) -> int:
         """Epochs from the first active one to now: 0 in it."""
-        return self._now(progress) - self._first
+        return self._now(progress) - self._start
 
     def fraction(self, progress: Progress) -> float:
         """How far the window has come: 0 in the first active epoch, 1 in the last (and where there is only one).
@@ -209,16 +229,16 @@ class Window:
         >>> [Window(2, 9, 3).fraction(Progress(epoch)) for epoch in (2, 5, 8)]
         [0.0, 0.5, 1.0]
         """
-        span = self._last - self._first
+        span = self._last - self._start
         return self.elapsed(progress) / span if span else 1.0
 
     def minibatches_elapsed(self, progress: Progress) -> int:
         """Mini-batches from the first of the first active epoch to now: 0 in it."""
-        return progress.minibatch_of_run - self._first * progress.minibatches_per_epoch
+        return progress.minibatch_of_run - self._start * progress.minibatches_per_epoch
 
     def minibatches(self, progress: Progress) -> int:
         """How many mini-batches it is open for; 0 while unknown."""
-        return (self._last - self._first + 1) * progress.minibatches_per_epoch
+        return (self._last - self._start + 1) * progress.minibatches_per_epoch
 
     # What is known of it beforehand?
 
@@ -239,12 +259,12 @@ class Window:
     @property
     def opens_at_start(self) -> bool:
         """Whether the very first epoch of training is active."""
-        return self._first == 0
+        return self._start == 0
 
     @property
     def opening(self) -> Progress:
         """The moment at which it opens."""
-        return Progress(self._first)
+        return Progress(self._start)
 
     @property
     def closing(self) -> Progress:
@@ -259,7 +279,7 @@ class Window:
     @property
     def epochs_to_act(self) -> int | None:
         """The epochs that a run must have for the policy to act once; None if that can't be told."""
-        return self._first + 1
+        return self._start + 1
 
     def missed_by(self, epochs: int) -> str:
         """Why a run of this many epochs never sees it, in words; empty if it does, or if that can't be told.
@@ -267,8 +287,8 @@ class Window:
         >>> Window(3, 9).missed_by(3), Window(3, 9).missed_by(4)
         ('its first epoch is 3, and a run of 3 ends with 2', '')
         """
-        missed = self._first >= epochs
-        return f"its first epoch is {self._first}, and a run of {epochs} ends with {epochs - 1}" if missed else ""
+        missed = self._start >= epochs
+        return f"its first epoch is {self._start}, and a run of {epochs} ends with {epochs - 1}" if missed else ""
 
     def time_within(self, epochs: int) -> int:
         """The `time` that it comes to, at most, in a run of this many epochs."""
@@ -280,7 +300,7 @@ class Window:
         >>> Window(3, 9).label(), Window(3, 9).label(2)
         ('epoch 3', 'epoch 5')
         """
-        return f"{self.unit} {self._first + elapsed}"
+        return f"{self.unit} {self._start + elapsed}"
 
     def overlap(self, other: Window) -> str | None:
         """The first moment at which both windows are active, in words; None where there is none.
@@ -295,7 +315,7 @@ class Window:
 
     def without_gaps(self) -> Window:
         """Active whenever this one is open."""
-        return Window(self._first, self._last + 1)
+        return Window(self._start, self._last + 1)
 
     def scaled(self, factor: float) -> Window:
         """The window in a run that is `factor` times as long: every number of epochs times that, rounded down.

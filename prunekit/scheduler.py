@@ -25,7 +25,7 @@ from prunekit.model.optimizer import learning_rates, set_groups
 from prunekit.model.parameters import Parameters
 from prunekit.plugins.listeners import Plugins, core_entry, load_plugins
 from prunekit.plugins.lock import Lock
-from prunekit.progress import BEFORE_TRAINING, Progress
+from prunekit.progress import BEFORE_TRAINING, Clock, Progress
 from prunekit.quantization.forward import QuantizedForward
 from prunekit.schedule.schedule import Schedule, parse
 from prunekit.schedule.yaml_source import Source
@@ -84,7 +84,7 @@ class CompressionScheduler:
         self._bus = EventBus(self.trace, lambda: self.progress, plugins.listeners)
         self._ledger = Ledger(self._masks, self._bus, self.trace)
         self._quantizers = Quantizers(self._policies, model, built.catalog, self._ledger)
-        self._progress, self._next_epoch = Progress(0), 0
+        self._clock, self._next_epoch = Clock(), 0
         self._begun = self._in_minibatch = self._optimization_begun = False
         self._metrics: Mapping[str, float] | None = None
         self._opened: set[int] = set()
@@ -126,7 +126,7 @@ class CompressionScheduler:
     @property
     def progress(self) -> Progress:
         """Where training stands."""
-        return self._progress
+        return self._clock.progress
 
     @property
     def changes(self) -> Mapping[str, list[tuple[int, MaskChange]]]:
@@ -154,7 +154,7 @@ class CompressionScheduler:
         Raises:
             Exception: what a plugin raised, with a note that names it; masks and model are as before.
         """
-        self._progress = self._progress.next_epoch_begins(epoch)
+        self._clock.begin_epoch(epoch)
         self._take(optimizer)
         self._open()
         self._fire("on_epoch_begin")
@@ -163,7 +163,7 @@ class CompressionScheduler:
         self, epoch: int, minibatch: int, minibatches_per_epoch: int, optimizer: Optimizer | None = None
     ) -> None:
         """A mini-batch is about to go forward: masks are in the weights when this returns."""
-        self._progress = self._progress.next_minibatch_begins(epoch, minibatch, minibatches_per_epoch)
+        self._clock.begin_minibatch(epoch, minibatch, minibatches_per_epoch)
         self._take(optimizer)
         self._in_minibatch, self._optimization_begun = True, False
         self._masks.end_forward()  # of a mini-batch that the loop left in the middle
@@ -181,7 +181,7 @@ class CompressionScheduler:
         optimizer: Optimizer | None = None,
     ) -> Tensor:
         """The loss plus the terms of regularizers and the like: call `backward()` on what this returns."""
-        self._progress = self._progress.within(epoch, minibatch, minibatches_per_epoch)
+        self._clock.tell(epoch, minibatch, minibatches_per_epoch)
         self._take(optimizer)
         return self.total_loss(loss)
 
@@ -199,16 +199,17 @@ class CompressionScheduler:
         self, epoch: int, minibatch: int, minibatches_per_epoch: int, optimizer: Optimizer | None = None
     ) -> None:
         """The optimizer has stepped: masks are enforced, if its hook has not done so, and regularizers drop weights."""
-        self._progress = self._progress.within(epoch, minibatch, minibatches_per_epoch)
+        self._clock.tell(epoch, minibatch, minibatches_per_epoch)
         self._take(optimizer)
         self._in_minibatch = False
         self._masks.end_forward()
-        if not self._progress.stepped:
+        if not self._clock.stepped:
             self._masks.enforce()
         if not self._hooked:  # nobody tells of the optimizer's steps: each mini-batch counts as one
-            self._progress = self._progress.after_step()
+            self._clock.stepped = True
         self._fire("on_minibatch_end")
-        self._close("on_minibatch_end")
+        if "on_minibatch_end" in self._window_hooks:
+            self._close("on_minibatch_end")
 
     def on_epoch_end(
         self, epoch: int, metrics: Mapping[str, float] | None = None, optimizer: Optimizer | None = None
@@ -217,11 +218,11 @@ class CompressionScheduler:
 
         `metrics`: `min` is one to minimise (validation loss), `max` one to maximise (accuracy).
         """
-        self._progress = self._progress.within(epoch)
+        self._clock.end_epoch(epoch)
         self._take(optimizer)
         self._fire("on_epoch_end", metrics=metrics)
         self._ledger.sum_up_epoch(self.progress)
-        self._next_epoch = self._progress.next_epoch
+        self._next_epoch = self.progress.next_epoch
         self._close("on_epoch_end")
 
     def on_train_end(self) -> None:
@@ -270,9 +271,9 @@ class CompressionScheduler:
             raise PrunekitError("the loader has no length; say it: scheduler.minibatches(loader, length=…)")
         total = len(loader) if length is None else length  # type: ignore[arg-type]
         for minibatch, batch in enumerate(loader):
-            self.on_minibatch_begin(self._progress.epoch, minibatch, total)
+            self.on_minibatch_begin(self._clock.epoch, minibatch, total)
             yield batch
-            self.on_minibatch_end(self._progress.epoch, minibatch, total)
+            self.on_minibatch_end(self._clock.epoch, minibatch, total)
 
     def total_loss(self, loss: Tensor) -> Tensor:
         """The loss plus every term that a live policy adds."""
@@ -340,8 +341,8 @@ class CompressionScheduler:
         if self.optimizer is not None and state["learning_rates"]:
             set_groups(self.optimizer, [{"lr": rate} for rate in state["learning_rates"]])
         self._ledger.load_state_dict(state["ledger"])
-        self._progress, self._next_epoch = Progress(*state["progress"]), state["next_epoch"]
-        if self._progress.minibatch >= 0:
+        self._clock, self._next_epoch = Clock(*state["progress"]), state["next_epoch"]
+        if self._clock.minibatch >= 0:
             self._open()
         else:
             self._quantizers.open(self.progress)  # whoever evaluates now sees what the last forward pass saw
@@ -377,7 +378,7 @@ class CompressionScheduler:
 
     def _close(self, hook: str) -> None:
         """Say whose window has closed with an event."""
-        for policy in self._policies if hook in self._window_hooks else ():
+        for policy in self._policies:
             if policy.window.end_hook == hook and policy.window.ends(self.progress):
                 self._opened.discard(policy.index)
                 self._window("on_window_close", "window closes", policy)
@@ -416,8 +417,8 @@ class CompressionScheduler:
 
     def _before_step(self, *_: Any) -> None:
         if self._in_minibatch and not self._optimization_begun:
-            self.before_parameter_optimization(*self._progress[:3])
+            self.before_parameter_optimization(*self.progress[:3])
 
     def _after_step(self, *_: Any) -> None:
         self._masks.enforce()
-        self._progress = self._progress.after_step()
+        self._clock.stepped = True

@@ -11,21 +11,21 @@ from hypothesis import given, strategies as st
 from torch import nn
 
 from prunekit import ComponentSpec, CompressionScheduler, PolicySpec, Progress, Schedule, Trace, Window, hookimpl
-from prunekit.progress import BEFORE_TRAINING
+from prunekit.progress import BEFORE_TRAINING, Clock
 
 # Progress
 
 
 def test_progress_counts_epochs_minibatches_and_steps() -> None:
     """Two mini-batches make a step; the epochs have three."""
-    now, seen = Progress(0), []
+    clock, seen = Clock(), []
     for epoch in range(2):
-        now = now.next_epoch_begins(epoch)
-        seen.append(tuple(now))
+        clock.begin_epoch(epoch)
+        seen.append(tuple(clock.progress))
         for minibatch in range(3):
-            now = now.next_minibatch_begins(epoch, minibatch, 3)
-            seen.append(tuple(now))
-            now = now.after_step() if now.minibatch_of_step == 1 else now
+            clock.begin_minibatch(epoch, minibatch, 3)
+            seen.append(tuple(clock.progress))
+            clock.stepped = clock.minibatch_of_step == 1
     assert seen == [
         (0, -1, 0, 0, -1, False),
         (0, 0, 3, 0, 0, False),
@@ -36,8 +36,10 @@ def test_progress_counts_epochs_minibatches_and_steps() -> None:
         (1, 1, 3, 2, 0, False),
         (1, 2, 3, 2, 1, False),
     ]
-    assert now.within(1) == Progress(1, -1, 3, 2, 1, stepped=True)
-    assert now.within(1).next_epoch_begins(2) == Progress(2, -1, 3, 3, -1)
+    clock.end_epoch(1)
+    assert clock.progress == Progress(1, -1, 3, 2, 1, stepped=True)
+    clock.begin_epoch(2)
+    assert clock.progress == Progress(2, -1, 3, 3, -1, stepped=False)
 
 
 def test_a_minibatch_has_a_number_in_the_run() -> None:

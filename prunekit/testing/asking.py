@@ -91,7 +91,7 @@ def ask(run: Run) -> None:
 def next_minibatch(run: Run) -> None:
     """Move time on without training."""
     now = run.scheduler.progress
-    run.scheduler._progress = now.next_minibatch_begins(now.epoch, now.minibatch + 1, MINIBATCHES)
+    run.scheduler._clock.begin_minibatch(now.epoch, now.minibatch + 1, MINIBATCHES)
 
 
 def decisions(run: Run) -> dict[str, Any]:

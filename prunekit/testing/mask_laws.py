@@ -13,7 +13,6 @@ from torch.nn import Parameter
 from prunekit.components.pruner import Observing
 from prunekit.components.quantizer import QuantizesModules
 from prunekit.errors import ScheduleError
-from prunekit.progress import Progress
 from prunekit.pruning.selection import prune_lowest
 from prunekit.testing.asking import (
     ask,
@@ -53,7 +52,7 @@ def decides(subject: Subject) -> None:
 def boolean_masks(subject: Subject) -> None:
     """Masks are boolean, shaped like their parameters, and of these alone."""
     run = Run(subject)
-    run.scheduler._progress = Progress(FIRST)  # asked without the scheduler, which would refuse what is wrong
+    run.scheduler._clock.begin_epoch(FIRST)  # asked without the scheduler, which would refuse what is wrong
     next_minibatch(run)
     for name, mask in [*masks_of(run).items(), *observed_masks_of(run).items()]:
         must(name in run.policy.parameters, f"masks of {listed(run.policy.parameters)}", f"a mask of {name!r}")
