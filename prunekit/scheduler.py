@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from prunekit.components.effects import MaskChange
 from prunekit.engine.build import build
-from prunekit.engine.bus import EventBus, Result, moment
+from prunekit.engine.bus import EventBus, Result
 from prunekit.engine.conflicts import exhausted, idle_policies
 from prunekit.engine.ledger import Ledger
 from prunekit.engine.policies import LRPolicy, Policy, PruningPolicy
@@ -25,7 +25,7 @@ from prunekit.model.optimizer import learning_rates, set_groups
 from prunekit.model.parameters import Parameters
 from prunekit.plugins.listeners import Plugins, core_entry, load_plugins
 from prunekit.plugins.lock import Lock
-from prunekit.progress import Progress
+from prunekit.progress import BEFORE_TRAINING, Clock, Progress
 from prunekit.quantization.forward import QuantizedForward
 from prunekit.schedule.schedule import Schedule, parse
 from prunekit.schedule.yaml_source import Source
@@ -84,16 +84,16 @@ class CompressionScheduler:
         self._bus = EventBus(self.trace, lambda: self.progress, plugins.listeners)
         self._ledger = Ledger(self._masks, self._bus, self.trace)
         self._quantizers = Quantizers(self._policies, model, built.catalog, self._ledger)
-        self._epoch, self._minibatch, self._minibatches = 0, -1, 0
-        self._next_epoch = 0
+        self._clock, self._next_epoch = Clock(), 0
         self._begun = self._in_minibatch = self._optimization_begun = False
-        self._stepped = True
         self._metrics: Mapping[str, float] | None = None
         self._opened: set[int] = set()
         self._hooked: list[Optimizer] = []
+        windows = [policy.window for policy in self._policies]
+        self._window_hooks = {hook for window in windows for hook in (window.begin_hook, window.end_hook)}
         if optimizer is not None:
             self._hook(optimizer)
-        self._prepare(-1)
+        self._prepare(BEFORE_TRAINING)
 
     @classmethod
     def from_yaml(
@@ -126,7 +126,7 @@ class CompressionScheduler:
     @property
     def progress(self) -> Progress:
         """Where training stands."""
-        return Progress(self._epoch, self._minibatch, self._minibatches)
+        return self._clock.progress
 
     @property
     def changes(self) -> Mapping[str, list[tuple[int, MaskChange]]]:
@@ -154,19 +154,21 @@ class CompressionScheduler:
         Raises:
             Exception: what a plugin raised, with a note that names it; masks and model are as before.
         """
-        self._epoch, self._minibatch = epoch, -1
+        self._clock.begin_epoch(epoch)
         self._take(optimizer)
-        self._open(epoch)
+        self._open()
         self._fire("on_epoch_begin")
 
     def on_minibatch_begin(
         self, epoch: int, minibatch: int, minibatches_per_epoch: int, optimizer: Optimizer | None = None
     ) -> None:
         """A mini-batch is about to go forward: masks are in the weights when this returns."""
-        self._epoch, self._minibatch, self._minibatches = epoch, minibatch, minibatches_per_epoch
+        self._clock.begin_minibatch(epoch, minibatch, minibatches_per_epoch)
         self._take(optimizer)
-        self._in_minibatch, self._optimization_begun, self._stepped = True, False, False
+        self._in_minibatch, self._optimization_begun = True, False
         self._masks.end_forward()  # of a mini-batch that the loop left in the middle
+        if "on_minibatch_begin" in self._window_hooks:
+            self._open()
         self._fire("on_minibatch_begin")
         self._masks.begin_forward()
 
@@ -179,7 +181,7 @@ class CompressionScheduler:
         optimizer: Optimizer | None = None,
     ) -> Tensor:
         """The loss plus the terms of regularizers and the like: call `backward()` on what this returns."""
-        self._epoch, self._minibatch, self._minibatches = epoch, minibatch, minibatches_per_epoch
+        self._clock.tell(epoch, minibatch, minibatches_per_epoch)
         self._take(optimizer)
         return self.total_loss(loss)
 
@@ -197,13 +199,17 @@ class CompressionScheduler:
         self, epoch: int, minibatch: int, minibatches_per_epoch: int, optimizer: Optimizer | None = None
     ) -> None:
         """The optimizer has stepped: masks are enforced, if its hook has not done so, and regularizers drop weights."""
-        self._epoch, self._minibatch, self._minibatches = epoch, minibatch, minibatches_per_epoch
+        self._clock.tell(epoch, minibatch, minibatches_per_epoch)
         self._take(optimizer)
         self._in_minibatch = False
         self._masks.end_forward()
-        if not self._stepped:
+        if not self._clock.stepped:
             self._masks.enforce()
+        if not self._hooked:  # nobody tells of the optimizer's steps: each mini-batch counts as one
+            self._clock.stepped = True
         self._fire("on_minibatch_end")
+        if "on_minibatch_end" in self._window_hooks:
+            self._close("on_minibatch_end")
 
     def on_epoch_end(
         self, epoch: int, metrics: Mapping[str, float] | None = None, optimizer: Optimizer | None = None
@@ -212,15 +218,12 @@ class CompressionScheduler:
 
         `metrics`: `min` is one to minimise (validation loss), `max` one to maximise (accuracy).
         """
-        self._epoch, self._minibatch = epoch, -1
+        self._clock.end_epoch(epoch)
         self._take(optimizer)
         self._fire("on_epoch_end", metrics=metrics)
         self._ledger.sum_up_epoch(self.progress)
-        self._next_epoch = epoch + 1
-        for policy in self._policies:
-            if policy.window.last == epoch:
-                self._opened.discard(policy.index)
-                self._window("on_window_close", "window closes", policy)
+        self._next_epoch = self.progress.next_epoch
+        self._close("on_epoch_end")
 
     def on_train_end(self) -> None:
         """Training has ended; nothing is live on the bus afterwards."""
@@ -268,9 +271,9 @@ class CompressionScheduler:
             raise PrunekitError("the loader has no length; say it: scheduler.minibatches(loader, length=…)")
         total = len(loader) if length is None else length  # type: ignore[arg-type]
         for minibatch, batch in enumerate(loader):
-            self.on_minibatch_begin(self._epoch, minibatch, total)
+            self.on_minibatch_begin(self._clock.epoch, minibatch, total)
             yield batch
-            self.on_minibatch_end(self._epoch, minibatch, total)
+            self.on_minibatch_end(self._clock.epoch, minibatch, total)
 
     def total_loss(self, loss: Tensor) -> Tensor:
         """The loss plus every term that a live policy adds."""
@@ -338,15 +341,12 @@ class CompressionScheduler:
         if self.optimizer is not None and state["learning_rates"]:
             set_groups(self.optimizer, [{"lr": rate} for rate in state["learning_rates"]])
         self._ledger.load_state_dict(state["ledger"])
-        self._epoch, self._minibatch, self._minibatches = state["progress"]
-        self._next_epoch = state["next_epoch"]
-        if self._minibatch >= 0:
-            self._open(self._epoch)
+        self._clock, self._next_epoch = Clock(*state["progress"]), state["next_epoch"]
+        if self._clock.minibatch >= 0:
+            self._open()
         else:
-            self._quantizers.open(
-                self._epoch, self.progress
-            )  # whoever evaluates now sees what the last forward pass saw
-        self.trace.info("state restored", **moment(self.progress), next_epoch=self._next_epoch)
+            self._quantizers.open(self.progress)  # whoever evaluates now sees what the last forward pass saw
+        self.trace.info("state restored", **self.progress.trace_keys(), next_epoch=self._next_epoch)
         self._bus.fire("on_state_restored", state=state, progress=self.progress)
 
     # Inside
@@ -361,27 +361,35 @@ class CompressionScheduler:
             hook, model=self.model, masks=self._masks, optimizer=self.optimizer, progress=self.progress, **more
         )
 
-    def _open(self, epoch: int) -> None:
-        """Put on the bus what is live in this epoch, and say whose window opens."""
-        participants = {id(p): p for policy in self._policies for p in policy.participants(epoch)}
+    def _open(self) -> None:
+        """Put on the bus what is live now, and say whose window opens."""
+        now = self.progress
+        participants = {id(p): p for policy in self._policies for p in policy.participants(now)}
         self._bus.set_live(participants.values())
-        acting = [policy for policy in self._policies if policy.window.is_active(epoch)]
+        acting = [policy for policy in self._policies if policy.window.is_active(now)]
         self._masks.activate(n for policy in acting if isinstance(policy, PruningPolicy) for n in policy.parameters)
-        self._quantizers.open(self._epoch, self.progress)
-        self._prepare(epoch)
+        self._quantizers.open(now)
+        self._prepare(now)
         for policy in self._policies:
-            if policy.window.is_open(epoch) and policy.index not in self._opened:
+            if policy.window.is_open(now) and policy.index not in self._opened:
                 self._opened.add(policy.index)
                 self._window("on_window_open", "window opens", policy)
                 self._quantizers.tell(policy, self.optimizer, self.progress)
 
-    def _prepare(self, epoch: int) -> None:
-        """Let policies listen to what must be known in a later epoch; -1 is before the first."""
+    def _close(self, hook: str) -> None:
+        """Say whose window has closed with an event."""
         for policy in self._policies:
-            policy.begin_epoch(epoch, self.model, self._masks, self.progress)
+            if policy.window.end_hook == hook and policy.window.ends(self.progress):
+                self._opened.discard(policy.index)
+                self._window("on_window_close", "window closes", policy)
+
+    def _prepare(self, progress: Progress) -> None:
+        """Let policies listen to what must be known later."""
+        for policy in self._policies:
+            policy.prepare(self.model, self._masks, progress)
 
     def _window(self, hook: str, event: str, policy: Policy) -> None:
-        self.trace.info(event, hook=hook, **policy.origin._asdict(), **moment(self.progress))
+        self.trace.info(event, hook=hook, **policy.origin._asdict(), **self.progress.trace_keys())
         self._bus.fire(hook, policy=policy.origin, progress=self.progress)
 
     def _take(self, optimizer: Optimizer | None) -> None:
@@ -409,8 +417,8 @@ class CompressionScheduler:
 
     def _before_step(self, *_: Any) -> None:
         if self._in_minibatch and not self._optimization_begun:
-            self.before_parameter_optimization(self._epoch, self._minibatch, self._minibatches)
+            self.before_parameter_optimization(*self.progress[:3])
 
     def _after_step(self, *_: Any) -> None:
         self._masks.enforce()
-        self._stepped = True
+        self._clock.stepped = True

@@ -307,7 +307,7 @@ def test_a_components_own_hooks_are_live_while_its_window_is_open() -> None:
         scheduler.on_minibatch_end(epoch, 0, 1)
         scheduler.on_epoch_end(epoch)
     counts = scheduler._components["extensions.c"]
-    assert counts.heard == [Progress(epoch, 0, 1) for epoch in range(1, 6)]
+    assert counts.heard == [Progress(epoch, 0, 1, step=epoch, minibatch_of_step=0) for epoch in range(1, 6)]
 
 
 class Dashboard:
@@ -495,7 +495,7 @@ def test_an_effect_may_come_from_any_hook() -> None:
     class Warmup:
         @hookimpl
         def on_minibatch_begin(self, progress: Progress) -> SetLearningRates:
-            return SetLearningRates([{"lr": progress.step / 10}])
+            return SetLearningRates([{"lr": progress.minibatch_of_run / 10}])
 
     optimizer = torch.optim.SGD(MLP().parameters(), lr=1.0)
     schedule = Schedule([ComponentSpec("extension", "w", Warmup)], [PolicySpec("extension", "w", Window(0, 1))])

@@ -207,7 +207,7 @@ def test_who_fails_to_listen_is_named_and_leaves_no_hook_behind() -> None:
 
 class Early(Counting):
     def observe(self, parameters: Mapping[str, Parameter], context: Context) -> Mapping[str, Tensor] | None:
-        if context.progress.step != 5:
+        if context.progress.minibatch_of_run != 5:
             return None
         return {name: weight.grad.abs() > 0 for name, weight in parameters.items() if weight.grad is not None}
 

@@ -174,7 +174,7 @@ class Beginnings:
 
     @hookimpl
     def on_train_begin(self, progress: Progress) -> None:
-        self.heard.append(("train", tuple(progress)))
+        self.heard.append(("train", progress[:3]))
 
     @hookimpl
     def on_epoch_begin(self, progress: Progress) -> None:

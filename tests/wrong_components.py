@@ -162,7 +162,7 @@ class TakesGradientsAsItLooks(Right):
     breaks = ("hands_off",)
 
     def observe(self, parameters: Mapping[str, Parameter], context: Context) -> None:
-        if context.window.is_open(context.progress.epoch):
+        if context.window.is_open(context.progress):
             for weight in parameters.values():
                 weight.grad = None
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -19,8 +19,8 @@ class Context:
     Attributes:
         model: the network being trained.
         masks: the masks in force, by parameter name (True keeps).
-        progress: epoch and mini-batch.
-        window: the policy's window of epochs.
+        progress: where training stands: epoch, mini-batch, step of the optimizer.
+        window: when the policy acts; ask it with `progress`.
         targets: parameter name -> the setting of the selector that chose it (None without settings).
         selectors: parameter name -> that selector, as the schedule spells it.
         activations: of a quantizer: the name of an activation -> its bits.
@@ -35,6 +35,10 @@ class Context:
     selectors: Mapping[str, str]
     warn: Callable[..., None] = lambda message, **values: None
     activations: Mapping[str, int] = field(default_factory=dict)
+
+    def at_the_end(self) -> Context:
+        """The same when the last active epoch of the window begins, to check what will be asked for then."""
+        return replace(self, progress=self.window.closing)
 
 
 @runtime_checkable

@@ -35,7 +35,7 @@ from prunekit.model.parameters import Parameters, stable_name
 from prunekit.model.selectors import select
 from prunekit.plugins.listeners import must_be
 from prunekit.plugins.registry import Found, Registry
-from prunekit.progress import Progress, Window
+from prunekit.progress import Window
 from prunekit.quantization.catalog import Catalog, catalog, readable
 from prunekit.schedule.schedule import Schedule
 from prunekit.schedule.specs import ComponentSpec, PolicySpec
@@ -246,7 +246,7 @@ class _Builder:
             owned = {name: self.parameters.by_name[name] for name in selection.chosen}
             values = {name: settings[selector] for name, selector in selection.chosen.items()}
             if hasattr(component, "check") and not probed:
-                context = Context(self.model, {}, Progress(window.first), window, values, selection.chosen)
+                context = Context(self.model, {}, window.opening, window, values, selection.chosen)
                 for error in component.check(owned, context):
                     self.say((*path, *error.keys), error.message)
         except Exception as error:
@@ -313,11 +313,11 @@ class _Builder:
 
     def must_prune(self, policy: PolicySpec, args: PrunerArgs) -> None:
         """Say where a policy's arguments leave it nothing to do."""
-        alone = policy.window.first == policy.window.last > 0
+        alone = policy.window.acts_once and not policy.window.opens_at_start
         if args.skip_first_minibatch and alone and not args.mini_batch_pruning_frequency:
             path = ("policies", policy.place, "pruner", "args", "skip_first_minibatch")
-            epoch = policy.window.first
-            self.say(path, f"leaves nothing to do: epoch {epoch} is the only active one, and its beginning is skipped")
+            when = policy.window.label()
+            self.say(path, f"leaves nothing to do: {when} is the only active one, and its beginning is skipped")
 
     def must_be_readable(self, owned: Mapping[str, Any], path: Path_) -> None:
         """Say which parameters a quantizer can't reach."""

@@ -145,7 +145,7 @@ class EventBus:
         self.trace.error("hook failed", **where, error=f"{type(error).__name__}: {error}", exc_info=error)
 
     def _where(self, hook: str, origin: Origin) -> dict[str, Any]:
-        return {"hook": hook, **origin._asdict(), **moment(self.now())}
+        return {"hook": hook, **origin._asdict(), **self.now().trace_keys()}
 
 
 class _Namespace:
@@ -153,9 +153,3 @@ class _Namespace:
 
     def __init__(self, **hooks: Callable[..., Any]) -> None:
         vars(self).update(hooks)
-
-
-def moment(progress: Progress) -> dict[str, int]:
-    """Epoch and, within an epoch, mini-batch: the keys of a trace line."""
-    within = {"minibatch": progress.minibatch} if progress.minibatch >= 0 else {}
-    return {"epoch": progress.epoch, **within}

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import combinations
-from math import gcd, lcm
 
 from prunekit.engine.policies import LRPolicy, Policy, QuantizationPolicy
 from prunekit.errors import Problem
+from prunekit.progress import Window
 from prunekit.schedule.schedule import Schedule
 
 _ALONE = {"pruner": "prunes", "quantizer": "quantizes", "lr_scheduler": "sets the learning rate"}
@@ -16,12 +16,9 @@ _ALONE = {"pruner": "prunes", "quantizer": "quantizes", "lr_scheduler": "sets th
 def idle_policies(schedule: Schedule, epochs: int | None) -> list[Problem]:
     """Policies whose window opens after a run of this many epochs is over."""
     return [
-        schedule.source.problem(
-            ("policies", policy.place),
-            f"never acts: its first epoch is {policy.window.first}, and a run of {epochs} ends with {epochs - 1}",
-        )
+        schedule.source.problem(("policies", policy.place), f"never acts: {why}")
         for policy in schedule.policies
-        if epochs is not None and policy.window.first >= epochs
+        if epochs is not None and (why := policy.window.missed_by(epochs))
     ]
 
 
@@ -31,7 +28,7 @@ def exhausted(schedule: Schedule, policies: Iterable[Policy], epochs: int | None
     for policy in policies:
         if isinstance(policy, LRPolicy) and epochs is not None:
             try:
-                policy.component.rehearse(min(policy.window.last + 1, epochs))
+                policy.component.rehearse(policy.window.time_within(epochs))
             except Exception as error:
                 path = ("policies", policy.index)
                 message = f"{policy.origin.component} does not last for the run: {type(error).__name__}: {error}"
@@ -40,16 +37,16 @@ def exhausted(schedule: Schedule, policies: Iterable[Policy], epochs: int | None
 
 
 def collisions(schedule: Schedule, policies: Sequence[Policy]) -> list[Problem]:
-    """Two pruners or two quantizers of one parameter, or two LR schedulers, in one epoch."""
+    """Two pruners or two quantizers of one parameter, or two LR schedulers, at one time."""
     found = []
     for first, second in combinations(policies, 2):
         if first.kind != second.kind or first.kind not in _ALONE:
             continue
-        epoch = first_common(_in_force(first), _in_force(second))
+        when = _in_force(first).overlap(_in_force(second))
         shared = [name for name in _decided(first) if name in _decided(second)]
-        if epoch is None or (first.kind != "lr_scheduler" and not shared):
+        if when is None or (first.kind != "lr_scheduler" and not shared):
             continue
-        what = f"{shared[0]!r} in epoch {epoch}" if shared else f"in epoch {epoch}"
+        what = f"{shared[0]!r} in {when}" if shared else f"in {when}"
         message = f"{first.origin.policy} ({first.name!r}) {_ALONE[first.kind]} {what} too; two policies may not"
         found.append(schedule.source.problem(("policies", second.index, second.kind), message))
     return found
@@ -60,26 +57,6 @@ def _decided(policy: Policy) -> list[str]:
     return [*policy.parameters, *(policy.activations if isinstance(policy, QuantizationPolicy) else ())]
 
 
-def _in_force(policy: Policy) -> Sequence[int]:
-    """The epochs in which a policy decides; a quantizer does in those between its active ones too."""
-    window = policy.window
-    return range(window.first, window.last + 1) if policy.kind == "quantizer" else window.active
-
-
-def first_common(one: Sequence[int], other: Sequence[int]) -> int | None:
-    """The first epoch that two sets of active epochs share, without counting through them.
-
-    >>> first_common(range(0, 10, 2), range(1, 10, 3))
-    4
-    """
-    if not (isinstance(one, range) and isinstance(other, range)):
-        listed, rest = (one, other) if not isinstance(one, range) else (other, one)
-        return next((epoch for epoch in listed if epoch in rest), None)
-    step = gcd(one.step, other.step)
-    if (other.start - one.start) % step:
-        return None
-    turns = (other.start - one.start) // step * pow(one.step // step, -1, other.step // step)
-    epoch = one.start + one.step * (turns % (other.step // step))
-    both = lcm(one.step, other.step)
-    epoch += max(0, -((epoch - max(one.start, other.start)) // both)) * both
-    return epoch if epoch in one and epoch in other else None
+def _in_force(policy: Policy) -> Window:
+    """When a policy decides; a quantizer does between its active epochs too."""
+    return policy.window.without_gaps() if policy.kind == "quantizer" else policy.window

@@ -1,8 +1,8 @@
-"""Any torch LR scheduler as a function of the absolute epoch.
+"""Any torch LR scheduler as a function of time, which is counted from the start of the run.
 
 torch's schedulers change their optimizer step by step, and only their deprecated `step(epoch)` jumps. Here the
-scheduler runs on a shadow of the optimizer, one step an epoch, whatever the policy's window: its LR at epoch t is what
-the shadow holds after t steps.
+scheduler runs on a shadow of the optimizer, one step for each unit of time (an epoch), whatever the policy's window:
+its LR at time t is what the shadow holds after t steps.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from prunekit.errors import PrunekitError
 
 
 class LearningRateSchedule:
-    """A torch LR scheduler, asked for the values of the optimizer's groups at an epoch.
+    """A torch LR scheduler, asked for the values of the optimizer's groups at a time.
 
     Args:
         cls: an `LRScheduler` class, or one like `ReduceLROnPlateau` whose `step` takes `metrics`.
@@ -39,11 +39,11 @@ class LearningRateSchedule:
         self._base = _group_values(optimizer)
         self._restart()
 
-    def at(self, epoch: int) -> list[dict[str, Any]]:
-        """The values of each group at an epoch: `lr`, and what else the scheduler cycles (momentum, betas)."""
-        if epoch < self._epoch:
+    def at(self, time: int) -> list[dict[str, Any]]:
+        """The values of each group at a time: `lr`, and what else the scheduler cycles (momentum, betas)."""
+        if time < self._time:
             self._restart()
-        while self._epoch < epoch:
+        while self._time < time:
             self._step()
         return self._values()
 
@@ -63,8 +63,8 @@ class LearningRateSchedule:
         return self._values()
 
     def state_dict(self) -> dict[str, Any]:
-        """The base values and the epoch; of a scheduler that looks at metrics, all that it remembers."""
-        state: dict[str, Any] = {"base": [dict(group) for group in self._base], "epoch": self._epoch}
+        """The base values and the time; of a scheduler that looks at metrics, all that it remembers."""
+        state: dict[str, Any] = {"base": [dict(group) for group in self._base], "time": self._time}
         if self.takes_metrics:
             state["scheduler"] = {key: v for key, v in self._scheduler.state_dict().items() if _is_plain(v)}
         return state
@@ -73,32 +73,32 @@ class LearningRateSchedule:
         """Continue from `state_dict()`."""
         self._base = [dict(group) for group in state["base"]]
         self._restart()
-        self.at(state["epoch"])
+        self.at(state["time"])
         if self.takes_metrics:
             self._scheduler.load_state_dict({**self._scheduler.state_dict(), **state["scheduler"]})
 
-    def rehearse(self, epochs: int) -> None:
-        """Walk through a run of this many epochs, to see whether the scheduler lasts. Nothing here changes.
+    def rehearse(self, time: int) -> None:
+        """Walk through all times up to this one, to see whether the scheduler lasts. Nothing here changes.
 
         Raises:
             Exception: what the scheduler raised because its own plan is over.
         """
         scratch = LearningRateSchedule(self._cls, self._args, _Shadow(self._base))
         if not self.takes_metrics:
-            scratch.at(epochs)
+            scratch.at(time)
 
     def _restart(self) -> None:
         self._shadow = _Shadow(self._base)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             self._scheduler = self._cls(self._shadow, **self._args)
-        self._epoch = 0
+        self._time = 0
         self._cycled = {"lr"} | self._changed()
 
     def _step(self) -> None:
         self._shadow.step()  # torch warns where the optimizer has not stepped first
         self._scheduler.step()
-        self._epoch += 1
+        self._time += 1
         self._cycled |= self._changed()
 
     def _changed(self) -> set[str]:

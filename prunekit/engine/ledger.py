@@ -22,7 +22,7 @@ from prunekit.components.effects import (
     SetWeights,
     ZeroWeights,
 )
-from prunekit.engine.bus import EventBus, Result, moment
+from prunekit.engine.bus import EventBus, Result
 from prunekit.errors import PluginError
 from prunekit.model.masks import Masks
 from prunekit.model.optimizer import current_groups, learning_rates, must_fit_groups, set_groups
@@ -42,7 +42,7 @@ class _Cause:
     @property
     def keys(self) -> dict[str, Any]:
         """What a trace line says of it."""
-        return {"hook": self.hook, **self.origin._asdict(), **moment(self.progress)}
+        return {"hook": self.hook, **self.origin._asdict(), **self.progress.trace_keys()}
 
 
 class Ledger:
@@ -78,7 +78,7 @@ class Ledger:
                 _EFFECTS[type(effect)](self, effect, _Cause(origin, hook, progress, optimizer))
         except Exception:
             undo()
-            self.trace.warning("effects undone", hook=hook, **moment(progress))
+            self.trace.warning("effects undone", hook=hook, **progress.trace_keys())
             raise
 
     def set_masks(self, effect: SetMasks, cause: _Cause) -> None:
@@ -161,7 +161,7 @@ class Ledger:
         """A line for the mean of each loss term over the epoch's mini-batches, and one for what each policy zeroed."""
         if self._terms:
             means = {name: float(total) / self._minibatches for name, total in self._terms.items()}
-            self.trace.info("loss terms", **moment(progress), means=means)
+            self.trace.info("loss terms", **progress.trace_keys(), means=means)
             self.bus.fire("on_loss_terms", means=means, progress=progress)
         for origin, before in self._zeroed.items():
             changes = [MaskChange(name, was, self.masks.sparsity(name), origin) for name, was in before.items()]

@@ -9,7 +9,7 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from prunekit.components.effects import ModulesQuantized
-from prunekit.engine.bus import Result, moment
+from prunekit.engine.bus import Result
 from prunekit.engine.ledger import Ledger
 from prunekit.engine.policies import Policy, QuantizationPolicy
 from prunekit.progress import Progress
@@ -33,9 +33,9 @@ class Quantizers:
         self._model, self._catalog, self._ledger = model, catalog, ledger
         self._name = type(model).__name__  # before a quantizer makes a subclass of it
 
-    def open(self, epoch: int, progress: Progress) -> None:
+    def open(self, progress: Progress) -> None:
         """Let weights and activations read as the quantizers whose window is open make of them."""
-        live = [policy for policy in self.policies if policy.window.is_open(epoch)]
+        live = [policy for policy in self.policies if policy.window.is_open(progress)]
         for policy in live:
             policy.begin(self._model, self._ledger.masks, progress, self._ledger.bus.blame)
         readings = {policy.parameters[name]: read for policy in live for name, read in policy.readings.items()}
@@ -51,7 +51,9 @@ class Quantizers:
             self._ledger.carry_out([told], "on_window_open", optimizer, progress)
         for module, reason in policy.untraced.items():
             what = {"module": module or self._name, "reason": reason}
-            self._ledger.trace.warning("activations left alone", **policy.origin._asdict(), **moment(progress), **what)
+            self._ledger.trace.warning(
+                "activations left alone", **policy.origin._asdict(), **progress.trace_keys(), **what
+            )
 
     def groups(self, optimizer: Optimizer) -> list[dict[str, Any]]:
         """Groups for an optimizer: what quantizers train besides the model's own parameters."""

@@ -108,7 +108,7 @@ class GradualSparsity:
 
     def sparsity(self, context: Context) -> float:
         """The target now."""
-        return self.at(context.window.fraction(context.progress.epoch))
+        return self.at(context.window.fraction(context.progress))
 
     def at(self, fraction: float) -> float:
         """The target when this fraction of the window, 0 to 1, has passed."""

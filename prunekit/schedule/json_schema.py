@@ -15,10 +15,10 @@ from prunekit.components.regularizer import RegularizerArgs
 from prunekit.errors import PluginError
 from prunekit.plugins.registry import Found, Registry
 from prunekit.schedule.language import VERSION
+from prunekit.schedule.window_keys import window_schema
 
 Schema = dict[str, Any]
 _ARGS: dict[str, type] = {"pruner": PrunerArgs, "regularizer": RegularizerArgs}
-_RANGE = ("starting_epoch", "ending_epoch", "frequency")
 
 
 def schema_document(registry: Registry, left_out: Callable[[str], object] = lambda reason: None) -> Schema:
@@ -119,25 +119,15 @@ def _renamed(schema: Any, title: str) -> Any:
 
 def _policy() -> Schema:
     """One component and its window, in one of its two forms."""
-    epoch = {"type": "integer", "minimum": 0}
-    listed = {"required": ["epochs"], "properties": dict.fromkeys(_RANGE, False)}
-    ranged = {"required": list(_RANGE[:2]), "properties": {"epochs": False}}
-    kinds = list(SECTIONS.values())
+    kinds, (window, form) = list(SECTIONS.values()), window_schema()
     return {
         "type": "object",
         "properties": {
             **{kind: _reference(f"policy.{kind}") for kind in kinds},
-            "epochs": {"type": "array", "items": epoch, "minItems": 1, "uniqueItems": True},
-            "starting_epoch": {**epoch, "description": "the first active epoch"},
-            "ending_epoch": {
-                "type": "integer",
-                "minimum": 1,
-                "description": "the first epoch that is too late",
-            },
-            "frequency": {"type": "integer", "minimum": 1, "default": 1},
+            **window,
         },
         "additionalProperties": False,
-        "allOf": [{"oneOf": [{"required": [kind]} for kind in kinds]}, {"oneOf": [listed, ranged]}],
+        "allOf": [{"oneOf": [{"required": [kind]} for kind in kinds]}, form],
     }
 
 

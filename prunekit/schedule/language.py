@@ -8,7 +8,8 @@ from typing import Any, cast
 from prunekit.components.kinds import SECTIONS, Kind
 from prunekit.errors import Problem, did_you_mean, nearest, shortened
 from prunekit.progress import Window
-from prunekit.schedule.specs import WINDOW_KEYS, ComponentSpec, PolicySpec
+from prunekit.schedule.specs import ComponentSpec, PolicySpec
+from prunekit.schedule.window_keys import WINDOW_KEYS, read_window
 from prunekit.schedule.yaml_source import Source
 
 VERSION = 1
@@ -66,11 +67,11 @@ class Reader:
         if not isinstance(data, dict):
             self.say(path, f"a policy must be a mapping, got {_kind_of(data)}")
             return None
-        self.only(data, (*_KINDS, *WINDOW_KEYS, "epochs"), path)
-        window = self.window(data, path)
+        self.only(data, (*_KINDS, *WINDOW_KEYS), path)
+        window = read_window(data, path, self.say)
         kinds = [kind for kind in _KINDS if kind in data]
         if len(kinds) != 1:
-            strange = [key for key in data if key not in (*WINDOW_KEYS, "epochs")]
+            strange = [key for key in data if key not in WINDOW_KEYS]
             if kinds or not any(nearest(kind, strange) for kind in _KINDS):  # else that key has been reported
                 got = " and ".join(kinds) or "none"
                 self.say(path, f"a policy names exactly one of {', '.join(_KINDS)}; got {got}")
@@ -94,40 +95,6 @@ class Reader:
         if window is None:
             self.spoilt.append(spec)
         return None if window is None else spec
-
-    def window(self, data: Mapping[str, Any], path: tuple[str | int, ...]) -> Window | None:
-        given = [key for key in WINDOW_KEYS if key in data]
-        wrong = [key for key in given if type(data[key]) is not int]
-        for key in wrong:
-            self.say((*path, key), f"must be an integer, got {shortened(data[key])}")
-        if "epochs" in data:
-            return self.listed(data["epochs"], given, path)
-        missing = [key for key in ("starting_epoch", "ending_epoch") if key not in data]
-        if missing:
-            self.say(path, f"{' and '.join(map(repr, missing))} missing; a policy needs both, or 'epochs'")
-        if wrong or missing:
-            return None
-        frequency = data.get("frequency", 1)
-        if frequency < 1:
-            self.say((*path, "frequency"), f"must be at least 1, got {frequency}")
-        window = self.try_window(path, data["starting_epoch"], data["ending_epoch"], max(frequency, 1))
-        return window if frequency >= 1 else None
-
-    def listed(self, epochs: Any, given: list[str], path: tuple[str | int, ...]) -> Window | None:
-        if given:
-            self.say((*path, "epochs"), f"give either 'epochs' or {', '.join(map(repr, given))}, not both", key=True)
-            return None
-        if not isinstance(epochs, list) or any(type(epoch) is not int for epoch in epochs):
-            self.say((*path, "epochs"), f"must be a list of integers, got {shortened(epochs)}")
-            return None
-        return self.try_window((*path, "epochs"), epochs=epochs)
-
-    def try_window(self, path: tuple[str | int, ...], *args: int, epochs: list[int] | None = None) -> Window | None:
-        try:
-            return Window(*args, epochs=epochs)
-        except ValueError as error:
-            self.say(path, str(error))
-            return None
 
     def mapping(self, data: Any, path: tuple[str | int, ...], what: str) -> Mapping[str, Any]:
         if isinstance(data, dict):
@@ -156,7 +123,7 @@ def _belongs(key: str, data: Mapping[str, Any], path: tuple[str | int, ...]) -> 
     kind = next((kind for kind in _KINDS if kind in data), "the policy's kind")
     if depth == 2 and key in _COMPONENT_KEYS:
         return f"; it belongs one level deeper, below {kind!r}"
-    if depth == 3 and key in (*WINDOW_KEYS, "epochs"):
+    if depth == 3 and key in WINDOW_KEYS:
         return f"; it belongs one level up, beside {path[-1]!r}"
     return ""
 

@@ -11,7 +11,6 @@ from prunekit.errors import ArgumentError, did_you_mean
 from prunekit.progress import Window
 from prunekit.schedule.yaml_source import plain
 
-WINDOW_KEYS = ("starting_epoch", "ending_epoch", "frequency")
 _KINDS = tuple(SECTIONS.values())
 
 
@@ -57,7 +56,7 @@ class ComponentSpec:
 
 @dataclass(frozen=True)
 class PolicySpec:
-    """One component and its window of epochs; `place` is its index in the list that it was read from."""
+    """One component and its window; `place` is its index in the list that it was read from."""
 
     kind: Kind
     instance_name: str
@@ -78,10 +77,7 @@ class PolicySpec:
         component: dict[str, Any] = {"instance_name": self.instance_name}
         if self.args:
             component["args"] = plain(self.args)
-        window = self.window
-        if window.epochs is not None:
-            return {self.kind: component, "epochs": list(window.epochs)}
-        return {self.kind: component, **{key: getattr(window, key) for key in WINDOW_KEYS}}
+        return {self.kind: component, **self.window.to_dict()}
 
 
 def _check_kind(kind: str) -> None:

@@ -90,7 +90,8 @@ def ask(run: Run) -> None:
 
 def next_minibatch(run: Run) -> None:
     """Move time on without training."""
-    run.scheduler._minibatch, run.scheduler._minibatches = run.scheduler._minibatch + 1, MINIBATCHES
+    now = run.scheduler.progress
+    run.scheduler._clock.begin_minibatch(now.epoch, now.minibatch + 1, MINIBATCHES)
 
 
 def decisions(run: Run) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunekit.testing.asking import ask
 from prunekit.testing.laws import OWNERS, law, must
-from prunekit.testing.runs import WINDOW, Run
+from prunekit.testing.runs import FIRST, Run
 from prunekit.testing.subject import Subject
 from prunekit.testing.tiny import TinyNet
 
@@ -26,7 +26,7 @@ TRIES = 3
 @law(*OWNERS)
 def growth(subject: Subject) -> None:
     """Time and memory of a decision grow with the number of parameters, not with its square."""
-    runs = [Run(subject, model=TinyNet(width=width)).train(range(WINDOW.first + 1)) for width in (SMALL, LARGE)]
+    runs = [Run(subject, model=TinyNet(width=width)).train(range(FIRST + 1)) for width in (SMALL, LARGE)]
     elements = [sum(parameter.numel() for parameter in run.policy.parameters.values()) for run in runs]
     allowed = (elements[1] / elements[0]) ** EXPONENT
     sizes = f"{elements[1] / elements[0]:.0f} times the weights"

@@ -29,11 +29,9 @@ from prunekit.testing.asking import (
 )
 from prunekit.testing.exactness import asked_sparsity, must_be_exact
 from prunekit.testing.laws import OWNERS, PRUNER, QUANTIZER, REGULARIZER, Broken, NotApplicable, law, listed, must
-from prunekit.testing.runs import WINDOW, Run, batches, differences, reseed
+from prunekit.testing.runs import FIRST, LAST, Run, batches, differences, reseed
 from prunekit.testing.subject import Subject
 from prunekit.testing.tiny import TinyNet
-
-LAST = WINDOW.last
 
 
 @law(*OWNERS)
@@ -54,7 +52,7 @@ def decides(subject: Subject) -> None:
 def boolean_masks(subject: Subject) -> None:
     """Masks are boolean, shaped like their parameters, and of these alone."""
     run = Run(subject)
-    run.scheduler._epoch = WINDOW.first  # asked without the scheduler, which would refuse what is wrong
+    run.scheduler._clock.begin_epoch(FIRST)  # asked without the scheduler, which would refuse what is wrong
     next_minibatch(run)
     for name, mask in [*masks_of(run).items(), *observed_masks_of(run).items()]:
         must(name in run.policy.parameters, f"masks of {listed(run.policy.parameters)}", f"a mask of {name!r}")
@@ -176,7 +174,7 @@ def levels(subject: Subject) -> None:
     run = Run(subject, model=_spread())
     if not isinstance(run.component, QuantizesModules):
         raise NotApplicable("it does not say how many bits it gives")
-    run.scheduler.on_epoch_begin(WINDOW.first)
+    run.scheduler.on_epoch_begin(FIRST)
     bits = {**run.policy.targets, **run.policy.activations}
     for name, values in _made(run):
         channels = values.flatten(1) if values.dim() > 1 else values.reshape(1, -1)

@@ -18,7 +18,7 @@ from torch.nn import Module
 from torch.nn.parallel import DistributedDataParallel
 
 from prunekit.testing.laws import ACTING, Broken, NotApplicable, law, listed, must
-from prunekit.testing.runs import MINIBATCHES, WINDOW, Run, batches, differences
+from prunekit.testing.runs import LAST, MINIBATCHES, Run, batches, differences
 from prunekit.testing.subject import Subject
 
 PROCESSES = 2
@@ -108,7 +108,7 @@ def _outcome(subject: Subject, rank: int, folder: str) -> dict[str, Any]:
     distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=PROCESSES)
     try:
         own = [(images[rank::PROCESSES], classes[rank::PROCESSES]) for images, classes in batches()[:MINIBATCHES]]
-        run = Run(subject, wrap=_parallel).train(range(WINDOW.last + 1), own)
+        run = Run(subject, wrap=_parallel).train(range(LAST + 1), own)
         outcome = run.outcome()
         decided = {key: outcome[key] for key in ("masks", "learning_rates", "component")}
         # Buffers are not averaged: each process has the batch statistics of its own data.

@@ -17,7 +17,7 @@ from prunekit.testing.laws import (
     listed,
     must,
 )
-from prunekit.testing.runs import EPOCHS, MINIBATCHES, WINDOW, Run, differences, through_a_file
+from prunekit.testing.runs import EPOCHS, LAST, MINIBATCHES, Run, differences, through_a_file
 from prunekit.testing.subject import Subject
 from prunekit.testing.tiny import TinyNet
 
@@ -93,10 +93,10 @@ def compiled(subject: Subject) -> None:
     run = Run(subject, wrap=lambda model: torch.compile(model, backend="eager"))  # type: ignore[arg-type, return-value]
     run.train([0, 1])
     graphs = _graphs()
-    run.train(range(2, WINDOW.last + 1))
+    run.train(range(2, LAST + 1))
     again = _graphs() - graphs
     must(not again, "no compilation in epochs 2 to 4 of a window that opened in epoch 1", f"{again}")
-    run.train(range(WINDOW.last + 1, EPOCHS))
+    run.train(range(LAST + 1, EPOCHS))
     outcome = run.outcome()
     weights = {name.removeprefix("_orig_mod."): value for name, value in outcome["weights"].items()}
     found = list(differences({**eager, "random": 0}, {**outcome, "weights": weights, "random": 0}))
@@ -106,7 +106,7 @@ def compiled(subject: Subject) -> None:
 @law(QUANTIZER)
 def strict_load(subject: Subject) -> None:
     """Under a quantizer a model has the state of a float one, loads its own, and its optimizer has its parameters."""
-    run = Run(subject).train(range(WINDOW.last))
+    run = Run(subject).train(range(LAST))
     state, plain = run.model.state_dict(), TinyNet()
     must(list(state) == list(plain.state_dict()), f"the state {listed(plain.state_dict())}", listed(state))
     run.model.load_state_dict(through_a_file(state))

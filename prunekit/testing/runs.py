@@ -31,7 +31,8 @@ from prunekit.trace import Trace
 from prunekit.training.checkpoint import random_states, seed_everything, set_random_states
 
 EPOCHS = 6
-WINDOW = Window(1, 5)
+FIRST, LAST = 1, 4
+WINDOW = Window(FIRST, LAST + 1)
 """The component acts in epochs 1 to 4: one epoch is before its window, one after it."""
 MINIBATCHES = 4
 
@@ -47,7 +48,7 @@ class Magnitude:
         return self.weights
 
     def compute_masks(self, parameters: Mapping[str, Parameter], context: Context) -> dict[str, Tensor]:
-        sparsity = 0.25 * (1 + context.window.fraction(context.progress.epoch))
+        sparsity = 0.25 * (1 + context.window.fraction(context.progress))
         return {name: prune_lowest(weight.abs(), sparsity) for name, weight in parameters.items()}
 
 

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from prunekit.components.effects import Origin
-from prunekit.engine.bus import moment
 from prunekit.errors import PrunekitError, StateError
 from prunekit.model.masks import count_nonzero
 from prunekit.model.optimizer import learning_rates
@@ -109,8 +108,9 @@ def default_epochs(schedule: Schedule) -> int | None:
     counts where there are no others.
     """
     deciding = [policy for policy in schedule.policies if policy.kind in _DECIDING]
-    ends = [policy.window.ending_epoch for policy in deciding or schedule.policies]
-    return max(ends + [policy.window.first + 1 for policy in schedule.policies], default=None)
+    lengths = [policy.window.epochs_to_end for policy in deciding or schedule.policies]
+    lengths += [policy.window.epochs_to_act for policy in schedule.policies]
+    return max((length for length in lengths if length is not None), default=None)
 
 
 def dense_schedule(schedule: Schedule) -> Schedule:
@@ -179,11 +179,11 @@ class Run:
             yield
         except KeyboardInterrupt as interrupt:
             now = self.scheduler.progress
-            self.trace.info("training interrupted", **moment(now))
+            self.trace.info("training interrupted", **now.trace_keys())
             raise TrainingInterrupted(now.epoch, now.minibatch, self.done) from interrupt
         except Exception as error:
             now, text = self.scheduler.progress, f"{type(error).__name__}: {error}"
-            self.trace.error("training failed", **moment(now), error=text)
+            self.trace.error("training failed", **now.trace_keys(), error=text)
             raise
 
     def epoch(self, epoch: int) -> None:
@@ -201,7 +201,7 @@ class Run:
         sparsity, seconds = self.scheduler.sparsity(), time.perf_counter() - start
         result = EpochResult(epoch, train_loss, evaluation.loss, evaluation.accuracy, rate, sparsity, seconds)
         self.history.append(result)
-        self.done = epoch + 1
+        self.done = self.scheduler.progress.next_epoch
         self.save()
         if self.on_epoch is not None:
             self.on_epoch(result)

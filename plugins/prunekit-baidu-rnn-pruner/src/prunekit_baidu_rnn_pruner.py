@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import Parameter
 
-from prunekit import ArgumentError, Window
+from prunekit import ArgumentError, Progress, Window
 from prunekit.components import Context, NonNegative, Selectors
 
 
@@ -50,19 +50,20 @@ class BaiduRNNPruner:
 
     def check(self, parameters: Mapping[str, Parameter], context: Context) -> Iterator[ArgumentError]:
         """An error where the ramp lies behind the window's end."""
-        ramp, window = context.window.first + self.ramp_epoch_offset, context.window
-        if ramp >= window.ending_epoch:
-            what = f"the ramp would start at epoch {ramp}, and the window ends with epoch {window.ending_epoch - 1}"
+        window = context.window
+        if self.ramp_epoch_offset >= window.length:
+            ramp, last = window.label(self.ramp_epoch_offset), window.label(window.length - 1)
+            what = f"the ramp would start at {ramp}, and the window ends with {last}"
             yield ArgumentError("ramp_epoch_offset", message=what)
 
     def compute_masks(self, parameters: Mapping[str, Parameter], context: Context) -> Mapping[str, Tensor]:
-        threshold = self.threshold(context.progress.epoch, context.window)
+        threshold = self.threshold(context.progress, context.window)
         return {name: weight.abs() > threshold for name, weight in parameters.items()}
 
-    def threshold(self, epoch: int, window: Window) -> float:
-        """What a magnitude must exceed in this epoch."""
-        start, ramp = window.first, window.first + self.ramp_epoch_offset
-        theta = 2 * self.q / (2 * (ramp - start) + 3 * (window.ending_epoch - ramp))
-        if epoch < ramp:
-            return theta * (epoch - start + 1)
-        return theta * (ramp - start + 1) + self.ramp_slope_mult * theta * (epoch - ramp + 1)
+    def threshold(self, progress: Progress, window: Window) -> float:
+        """What a magnitude must exceed now."""
+        elapsed, offset = window.elapsed(progress), self.ramp_epoch_offset  # e - S and R - S
+        theta = 2 * self.q / (2 * offset + 3 * (window.length - offset))
+        if elapsed < offset:
+            return theta * (elapsed + 1)
+        return theta * (offset + 1) + self.ramp_slope_mult * theta * (elapsed - offset + 1)

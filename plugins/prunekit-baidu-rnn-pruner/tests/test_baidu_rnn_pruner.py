@@ -44,7 +44,7 @@ def pruner(**keys: Any) -> BaiduRNNPruner:
 
 
 def thresholds(window: Window, **keys: Any) -> dict[int, float]:
-    return {epoch: pruner(**keys).threshold(epoch, window) for epoch in window.active}
+    return {epoch: pruner(**keys).threshold(Progress(epoch), window) for epoch in window.active}
 
 
 # The threshold

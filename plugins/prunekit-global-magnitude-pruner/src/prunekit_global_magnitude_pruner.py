@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated, Literal
 
@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import Parameter
 
-from prunekit import ArgumentError, Progress
+from prunekit import ArgumentError
 from prunekit.components import Context, Selectors
 from prunekit.pruning import FixedSparsity, GradualSparsity, prune_smallest_together
 
@@ -52,7 +52,7 @@ class GlobalMagnitude:
     def check(self, parameters: Mapping[str, Parameter], context: Context) -> Iterator[ArgumentError]:
         """An error where the floor leaves less to prune than is asked for at the end."""
         number = sum(weight.numel() for weight in parameters.values())
-        sparsity = self.sparsity(replace(context, progress=Progress(context.window.last)))
+        sparsity = self.sparsity(context.at_the_end())
         count, most = math.floor(sparsity * number), sum(map(self._most, parameters.values()))
         if count > most:
             what = f"{self.floor} of each tensor leaves {most} of {number} weights to prune"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from prunekit import ArgumentError, Progress
+from prunekit import ArgumentError
 from prunekit.components import Context, Selectors
 from prunekit.model import Parameters, following_batchnorms
 from prunekit.pruning import FixedSparsity, GradualSparsity, Units, prune_smallest_together
@@ -62,7 +62,7 @@ class NetworkSlimming:
         yield from errors
         scales = [parameters[name] for name in _shifts(context.model) if name in parameters]
         number, most = sum(scale.numel() for scale in scales), sum(map(self._most, scales))
-        sparsity = self.sparsity(replace(context, progress=Progress(context.window.last)))
+        sparsity = self.sparsity(context.at_the_end())
         if not errors and math.floor(sparsity * number) > most:
             what = f"the layers keep {number - most} of {number} channels in any case, so {most} can go"
             yield ArgumentError("floor", message=f"{what}, and {sparsity} asks for {math.floor(sparsity * number)}")

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import Parameter
 
-from prunekit import ArgumentError, Progress, Window
+from prunekit import ArgumentError
 from prunekit.components import Context, Selectors, Sparsity
 from prunekit.pruning import Distribution, budgets, draws, drop_lowest, grow_highest, random_mask
 
@@ -70,8 +70,9 @@ class RigLPruner:
 
     def observe(self, parameters: Mapping[str, Parameter], context: Context) -> Mapping[str, Tensor] | None:
         """Where an update is due: masks of as many weights as before."""
-        t, t_end = self._time(context.progress, context.window)
-        if not context.window.is_open(context.progress.epoch) or not self._next <= t < t_end:
+        t = context.window.minibatches_elapsed(context.progress)
+        t_end = self.t_end or context.window.minibatches(context.progress)
+        if not context.window.is_open(context.progress) or not self._next <= t < t_end:
             return None
         self._next = (t // self.delta_t + 1) * self.delta_t
         fraction = self.alpha / 2 * (1 + math.cos(t * math.pi / t_end))
@@ -93,11 +94,6 @@ class RigLPruner:
     def _budgets(self, parameters: Mapping[str, Parameter]) -> dict[str, int]:
         shapes = {name: weight.shape for name, weight in parameters.items()}
         return budgets(shapes, self.sparsity, self.initialization)
-
-    def _time(self, progress: Progress, window: Window) -> tuple[int, int]:
-        """t and T_end, in mini-batches since the window opened."""
-        length = (window.last - window.first + 1) * progress.minibatches_per_epoch
-        return progress.step - window.first * progress.minibatches_per_epoch, self.t_end or length
 
 
 def _gradient(name: str, weight: Parameter, mask: Tensor, context: Context) -> Tensor | None:

@@ -56,10 +56,10 @@ class SNIPPruner:
 
     def observe(self, parameters: Mapping[str, Parameter], context: Context) -> Mapping[str, Tensor] | None:
         """The masks, once `batches` mini-batches have been seen, or the window ends."""
-        if self._seen >= self.batches or not context.window.is_open(context.progress.epoch):
+        if self._seen >= self.batches or not context.window.is_open(context.progress):
             return None
         self._add(parameters)
-        last = context.progress.epoch == context.window.last and context.progress.is_last_minibatch
+        last = context.window.is_last_minibatch(context.progress)
         if self._seen < self.batches and not last:
             return None
         if self._seen < self.batches:

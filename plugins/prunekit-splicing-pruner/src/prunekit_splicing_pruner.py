@@ -73,7 +73,7 @@ class SplicingPruner:
         self._statistics = {name: Statistics(*statistics) for name, statistics in state["statistics"].items()}
 
     def _mask(self, name: str, weight: Tensor, context: Context) -> Tensor:
-        epochs = context.progress.epoch - context.window.first
+        epochs = context.window.elapsed(context.progress)
         sensitivity = context.targets[name] * (1 + epochs * self.sensitivity_multiplier)
         mean, deviation = self._statistics[name]
         middle, magnitudes = mean + sensitivity * deviation, weight.abs()

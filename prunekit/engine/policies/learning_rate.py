@@ -20,17 +20,21 @@ class LRPolicy(Policy):
 
     component: LearningRateSchedule
 
-    def hooks(self, epoch: int) -> Iterable[tuple[str, Callable[..., Any]]]:
-        if not self.window.is_active(epoch):
+    def hooks(self, progress: Progress) -> Iterable[tuple[str, Callable[..., Any]]]:
+        if not self.window.is_active(progress):
             return
-        if epoch == 0 and not self.component.takes_metrics:
-            yield "on_epoch_begin", self.on_epoch_begin
-        yield "on_epoch_end", self.on_epoch_end
-
-    def on_epoch_begin(self) -> Effect:
-        return SetLearningRates(self.component.at(0))
-
-    def on_epoch_end(self, optimizer: Optimizer, progress: Progress, metrics: Mapping[str, float] | None) -> Effect:
         if self.component.takes_metrics:
-            return SetLearningRates(self.component.after(metrics, optimizer))
-        return SetLearningRates(self.component.at(progress.epoch + 1))
+            yield "on_epoch_end", self.set_after_metrics  # the one event that brings metrics
+            return
+        if self.window.time(progress) == 0:
+            yield self.window.begin_hook, self.set_now
+        yield self.window.end_hook, self.set_next
+
+    def set_now(self, progress: Progress) -> Effect:
+        return SetLearningRates(self.component.at(self.window.time(progress)))
+
+    def set_next(self, progress: Progress) -> Effect:
+        return SetLearningRates(self.component.at(self.window.time_after(progress)))
+
+    def set_after_metrics(self, optimizer: Optimizer, metrics: Mapping[str, float] | None) -> Effect:
+        return SetLearningRates(self.component.after(metrics, optimizer))

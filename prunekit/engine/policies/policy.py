@@ -13,7 +13,7 @@ from torch.nn import Module, Parameter
 from prunekit.components.context import Context
 from prunekit.components.effects import Origin
 from prunekit.components.kinds import Kind
-from prunekit.engine.bus import Participant, moment
+from prunekit.engine.bus import Participant
 from prunekit.progress import Progress, Window
 
 
@@ -46,31 +46,31 @@ class Policy:
     warn: Callable[..., None] = lambda message, **values: None
     _participants: dict[tuple[str, ...], Participant] = field(default_factory=dict)
 
-    def participants(self, epoch: int) -> Iterator[Participant]:
-        """What is on the bus in this epoch: the component's own hooks while the window is open, then the policy's."""
-        if self.window.is_open(epoch):
+    def participants(self, progress: Progress) -> Iterator[Participant]:
+        """What is on the bus now: the component's own hooks while the window is open, then the policy's."""
+        if self.window.is_open(progress):
             own = self._participants.get(("own",)) or Participant.of(self.component, self.origin)
             self._participants["own",] = own
             if own.hooks:
                 yield own
-        hooks = dict(self.hooks(epoch))
+        hooks = dict(self.hooks(progress))
         if hooks:
             key = tuple(hooks)
             yield self._participants.setdefault(key, Participant(self.origin, hooks))
 
-    def hooks(self, epoch: int) -> Iterable[tuple[str, Callable[..., Any]]]:
-        """The policy's own implementations for an epoch."""
+    def hooks(self, progress: Progress) -> Iterable[tuple[str, Callable[..., Any]]]:
+        """The policy's own implementations that are live now."""
         return ()
 
-    def begin_epoch(self, epoch: int, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> None:
-        """Look out for what must be known when a later epoch begins."""
+    def prepare(self, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> None:
+        """Look out for what must be known later; asked before training too, and whenever windows may open."""
 
     def end_training(self) -> None:
         """Leave nothing behind in the model."""
 
     def context(self, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> Context:
         """What its component may know."""
-        warn = partial(self.warn, **self.origin._asdict(), **moment(progress))
+        warn = partial(self.warn, **self.origin._asdict(), **progress.trace_keys())
         return Context(model, masks, progress, self.window, self.targets, self.selectors, warn)
 
     def state_dict(self) -> dict[str, Any]:

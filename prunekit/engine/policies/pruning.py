@@ -37,25 +37,25 @@ class PruningPolicy(Policy):
     _listening: list[RemovableHandle] = field(default_factory=list)
     _scales: Mapping[str, float] = field(default_factory=dict)
 
-    def hooks(self, epoch: int) -> Iterable[tuple[str, Callable[..., Any]]]:
-        if isinstance(self.component, Observing) and self._prepares(epoch):
+    def hooks(self, progress: Progress) -> Iterable[tuple[str, Callable[..., Any]]]:
+        if isinstance(self.component, Observing) and self.window.prepares(progress):
             yield "before_parameter_optimization", self.before_parameter_optimization
-        if not self.window.is_active(epoch):
+        if not self.window.is_active(progress):
             return
-        yield "on_epoch_begin", self.on_epoch_begin
+        yield self.window.begin_hook, self.begin
         if self.args.mini_batch_pruning_frequency or self.args.skip_first_minibatch:
-            yield "on_minibatch_begin", self.on_minibatch_begin
+            yield "on_minibatch_begin", self.begin
         if self.args.discard_masks_at_minibatch_end:
-            yield "on_minibatch_end", self.on_minibatch_end
+            yield "on_minibatch_end", self.end
         at_last = self.args.keep_mask or self.args.mask_gradients or isinstance(self.component, Listening)
-        if epoch == self.window.last and at_last:
-            yield "on_epoch_end", self.on_epoch_end
+        if self.window.is_last(progress) and at_last:
+            yield self.window.end_hook, self.end
 
-    def begin_epoch(self, epoch: int, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> None:
-        """Hear what flows through the model in the epochs before the active ones and between them."""
+    def prepare(self, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> None:
+        """Hear what flows through the model before the active epochs and between them."""
         if not isinstance(self.component, Listening):
             return
-        if not self._prepares(epoch):
+        if not self.window.prepares(progress):
             _remove(self._listening)
         elif not self._listening:
             self._listen(model, masks, progress)
@@ -64,18 +64,10 @@ class PruningPolicy(Policy):
         _remove(self._listening)
         _remove(self._gradient_hooks)
 
-    def on_epoch_begin(self, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> list[Effect] | None:
-        first, self._started = not self._started, True
-        if self.args.mask_gradients and not self._gradient_hooks:
-            self._mask_gradients(masks)
-        return None if first and self.args.skip_first_minibatch else self._prune(model, masks, progress)
-
-    def on_minibatch_begin(self, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> list[Effect] | None:
-        every = self.args.mini_batch_pruning_frequency
-        due = every and progress.minibatch > 0 and progress.step % every == 0
-        if due or (self.args.skip_first_minibatch and progress.step == 1):
-            return self._prune(model, masks, progress)
-        return None
+    def begin(self, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> list[Effect] | None:
+        """An active epoch begins, or a mini-batch in it: new masks, if they are due."""
+        due = self._activate(masks) if self.window.begins(progress) else self._is_due(progress)
+        return self._prune(model, masks, progress) if due else None
 
     def before_parameter_optimization(
         self, model: Module, masks: Mapping[str, Tensor], progress: Progress
@@ -89,13 +81,15 @@ class PruningPolicy(Policy):
         must_own(chosen, self.parameters, "observe")
         return self._effects(chosen, context)
 
-    def on_minibatch_end(self) -> Effect:
-        return DropMasks(tuple(self.parameters))
-
-    def on_epoch_end(self) -> Effect | None:
-        _remove(self._listening)
-        _remove(self._gradient_hooks)
-        return KeepMasks(tuple(self.parameters)) if self.args.keep_mask else None
+    def end(self, progress: Progress) -> Effect | None:
+        """A mini-batch has ended, or the last active epoch: what becomes of the masks."""
+        if self.window.ends(progress):
+            _remove(self._listening)
+            _remove(self._gradient_hooks)
+            if self.args.keep_mask:
+                return KeepMasks(tuple(self.parameters))
+        discards = self.args.discard_masks_at_minibatch_end and progress.minibatch >= 0
+        return DropMasks(tuple(self.parameters)) if discards else None
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -120,9 +114,19 @@ class PruningPolicy(Policy):
         if any(hasattr(module, "_orig_mod") or module._compiled_call_impl for module in model.modules()):
             torch.compiler.reset()  # what was compiled before does not see new hooks
 
-    def _prepares(self, epoch: int) -> bool:
-        """Whether what happens in this epoch may count when masks are chosen."""
-        return self.window.first - 1 <= epoch <= self.window.last
+    def _activate(self, masks: Mapping[str, Tensor]) -> bool:
+        """An active epoch begins; whether masks are chosen now."""
+        first, self._started = not self._started, True
+        if self.args.mask_gradients and not self._gradient_hooks:
+            self._mask_gradients(masks)
+        return not (first and self.args.skip_first_minibatch)
+
+    def _is_due(self, progress: Progress) -> bool:
+        """Whether the policy's arguments ask for masks before this mini-batch of an active epoch."""
+        every = self.args.mini_batch_pruning_frequency
+        if every and progress.minibatch > 0 and progress.minibatch_of_run % every == 0:
+            return True
+        return self.args.skip_first_minibatch and progress.minibatch_of_run == 1
 
     def _prune(self, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> list[Effect]:
         seen = {name: self._folded(name, parameter) for name, parameter in self.parameters.items()}

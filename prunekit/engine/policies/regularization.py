@@ -23,8 +23,8 @@ class RegularizationPolicy(Policy):
     component: Regularizer
     args: RegularizerArgs = field(default_factory=RegularizerArgs)
 
-    def hooks(self, epoch: int) -> Iterable[tuple[str, Callable[..., Any]]]:
-        if not self.window.is_active(epoch):
+    def hooks(self, progress: Progress) -> Iterable[tuple[str, Callable[..., Any]]]:
+        if not self.window.is_active(progress):
             return
         yield "before_backward_pass", self.before_backward_pass
         if drops_weights(self.component):
@@ -37,7 +37,7 @@ class RegularizationPolicy(Policy):
     def on_minibatch_end(self, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> Effect:
         context = self.context(model, masks, progress)
         chosen = chosen_masks(self.component, self.parameters, context, self.parameters)
-        keep = self.args.keep_mask and progress.epoch == self.window.last and progress.is_last_minibatch
+        keep = self.args.keep_mask and self.window.is_last_minibatch(progress)
         return ZeroWeights(chosen, keep=keep)
 
 
