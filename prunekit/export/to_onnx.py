@@ -93,10 +93,10 @@ def _must_be_float32(model: Compressed) -> None:
 
 
 def _export(model: Compressed) -> Any:
-    readings = {p: _Mark("Weight", str(index)) for index, p in enumerate(model.integers)}
-    passings = {name: _Mark("Activation", name) for name in model.levels}
+    weights = {p: _Mark("Weight", str(index)) for index, p in enumerate(model.integers)}
+    activations = {name: _Mark("Activation", name) for name in model.levels}
     forward = QuantizedForward(model.model)
-    forward.activate(cast(Any, readings), cast(Any, passings), model.catalog)
+    forward.activate(cast(Any, weights), cast(Any, activations), model.catalog)
     try:
         with _quiet():
             return _exported(model)

@@ -39,25 +39,25 @@ class Catalog:
         quantizable: what of each module, or of each activation function or sum (`relu`, `block1.relu_1`, `block1.add`).
         modules: the modules among them.
         functions: activation function or sum -> the module whose forward pass calls it, and its node there.
-        untraced: modules whose forward pass mentions an activation and can't be traced, with the reason.
-        untraced_sums: those whose forward pass may add, and can't be traced, with the reason.
+        untraceable: modules whose forward pass mentions an activation and can't be traced, with the reason.
+        untraceable_sums: those whose forward pass may add, and can't be traced, with the reason.
     """
 
     quantizable: dict[str, Quantizable] = field(default_factory=dict)
     modules: dict[str, Module] = field(default_factory=dict)
     functions: dict[str, tuple[Traced, str]] = field(default_factory=dict)
-    untraced: dict[str, str] = field(default_factory=dict)
-    untraced_sums: dict[str, str] = field(default_factory=dict)
+    untraceable: dict[str, str] = field(default_factory=dict)
+    untraceable_sums: dict[str, str] = field(default_factory=dict)
 
     @cached_property
-    def bare(self) -> dict[str, str]:
+    def unwrapped_names(self) -> dict[str, str]:
         """Name -> it without what wraps the model, by which quantizers know activations: the same wrapped or not."""
         times = Counter(map(without_module, self.quantizable))
         return {name: bare if times[bare := without_module(name)] == 1 else name for name in self.quantizable}
 
     def forwards(self, replace: Mapping[str, Callable[[Any], Any]]) -> dict[Module, Callable[..., Any]]:
         """Module -> a forward pass in which what these activations, by bare name, give goes through `replace` first."""
-        replace = {name: replace[bare] for name, bare in self.bare.items() if bare in replace}
+        replace = {name: replace[bare] for name, bare in self.unwrapped_names.items() if bare in replace}
         inside: dict[int, tuple[Traced, dict[str, Callable[[Any], Any]]]] = {}
         for name in replace:
             if name in self.functions:
@@ -85,7 +85,7 @@ def catalog(model: Module) -> Catalog:
         if isinstance(module, _ACTIVATIONS):
             _add(found, name, module, Quantizable(type(module).__name__, activations=True))
             continue
-        if isinstance(module, _WEIGHTED) and readable(module):
+        if isinstance(module, _WEIGHTED) and reads_weights_by_name(module):
             bias = getattr(module, "bias", None) is not None
             _add(found, name, module, Quantizable(type(module).__name__, weights=True, bias=bias))
         if type(module).forward is nn.Sequential.forward:
@@ -93,14 +93,14 @@ def catalog(model: Module) -> Catalog:
         elif not type(module).__module__.startswith("torch.nn.modules"):
             _look_into(found, name, module, followed)
         elif isinstance(module, _OPAQUE) and module.activation in ACTIVATION_FUNCTIONS:
-            found.untraced[name] = f"{type(module).__name__} calls its activation inside"
+            found.untraceable[name] = f"{type(module).__name__} calls its activation inside"
     for name, module in found.modules.items():
         if name != INPUT and found.quantizable[name].weights and all(followed.get(module, [False])):
             found.quantizable[name] = replaced(found.quantizable[name], before_relu=True)
     return found
 
 
-def readable(module: Module) -> bool:
+def reads_weights_by_name(module: Module) -> bool:
     """Whether a module reads its weights by name when it runs forward; recurrent ones keep them in a list."""
     return not hasattr(module, "_flat_weights")
 
@@ -146,8 +146,8 @@ def _look_into(found: Catalog, path: str, module: Module, followed: Mapping[Modu
         traced = trace_forward(module)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        found.untraced.update({path: reason} if calls else {})
-        found.untraced_sums.update({path: reason} if adds else {})
+        found.untraceable.update({path: reason} if calls else {})
+        found.untraceable_sums.update({path: reason} if adds else {})
         return
     names = traced.names if calls else {}
     taken = _alone_with(names, traced)

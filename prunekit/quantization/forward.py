@@ -19,11 +19,11 @@ from prunekit.components.quantizer import Quantizer, QuantizesModules
 from prunekit.errors import PluginError
 from prunekit.quantization.catalog import Catalog
 
-_READINGS = "_prunekit_readings"
+_WEIGHTS = "_prunekit_quantized_weights"
 
 
 @dataclass(eq=False)
-class Reading:
+class QuantizedWeight:
     """What is read in place of one weight. Plain enough for torch.compile to look through.
 
     Attributes:
@@ -50,7 +50,7 @@ class Reading:
             self.failed(error)
             raise
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Reading:
+    def __deepcopy__(self, memo: dict[int, Any]) -> QuantizedWeight:
         """A copy of the model reads its weights as the model does."""
         return self
 
@@ -62,7 +62,7 @@ class Reading:
 
 
 @dataclass(eq=False)
-class Passing:
+class QuantizedActivation:
     """What is passed on in place of one activation's output."""
 
     name: str
@@ -92,63 +92,66 @@ class QuantizedForward:
     The subclass of an activation, or of a module that calls activation functions, has a forward pass of its own.
 
     Attributes:
-        readings: what is read in place of each quantized parameter.
-        passings: what is passed on in place of each quantized activation, by name.
+        weights: what is read in place of each quantized parameter.
+        activations: what is passed on in place of each quantized activation, by name.
         catalog: where the activations are, if there are any.
     """
 
     def __init__(self, model: Module) -> None:
         self._model = model
-        self.readings: Mapping[Parameter, Reading] = {}
-        self.passings: Mapping[str, Passing] = {}
+        self.weights: Mapping[Parameter, QuantizedWeight] = {}
+        self.activations: Mapping[str, QuantizedActivation] = {}
         self.catalog: Catalog | None = None
         self._changed: list[tuple[Module, type[Module]]] = []
 
     def activate(
-        self, readings: Mapping[Parameter, Reading], passings: Mapping[str, Passing], catalog: Catalog | None
+        self,
+        weights: Mapping[Parameter, QuantizedWeight],
+        activations: Mapping[str, QuantizedActivation],
+        catalog: Catalog | None,
     ) -> None:
         """From now on these parameters and activations are quantized, all others are as they are.
 
         `catalog` says where the activations are; it is needed where there are any.
         """
-        if (readings, passings) == (self.readings, self.passings):
+        if (weights, activations) == (self.weights, self.activations):
             return
         self.clear()
-        self.readings, self.passings, self.catalog = readings, passings, catalog
-        forwards = {} if catalog is None else catalog.forwards(passings)
-        for module in self._model.modules() if readings or passings else ():
-            own = {name: readings[p] for name, p in module._parameters.items() if p is not None and p in readings}
+        self.weights, self.activations, self.catalog = weights, activations, catalog
+        forwards = {} if catalog is None else catalog.forwards(activations)
+        for module in self._model.modules() if weights or activations else ():
+            own = {name: weights[p] for name, p in module._parameters.items() if p is not None and p in weights}
             forward = forwards.get(module)
             if own or forward is not None:
                 self._changed.append((module, type(module)))
-                vars(module)[_READINGS] = own
+                vars(module)[_WEIGHTS] = own
                 module.__class__ = _quantized(type(module), own, forward)
 
     def read(self, parameter: Parameter) -> Tensor:
         """A parameter as the forward pass sees it, without its mask."""
-        reading = self.readings.get(parameter)
-        if reading is None:
+        quantized = self.weights.get(parameter)
+        if quantized is None:
             return parameter.detach()
         with torch.no_grad():
-            return reading(parameter).detach()
+            return quantized(parameter).detach()
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
         """All weights and activations are as they are, until the end of the block."""
-        readings, passings, catalog = self.readings, self.passings, self.catalog
+        weights, activations, catalog = self.weights, self.activations, self.catalog
         self.clear()
         try:
             yield
         finally:
-            self.activate(readings, passings, catalog)
+            self.activate(weights, activations, catalog)
 
     def clear(self) -> None:
         """All weights and activations are as they are."""
         for module, cls in self._changed:
             module.__class__ = cls
-            del vars(module)[_READINGS]
+            del vars(module)[_WEIGHTS]
         self._changed.clear()
-        self.readings, self.passings = {}, {}
+        self.weights, self.activations = {}, {}
 
 
 def _must_stand_for(values: Any, original: Tensor, name: str, method: str = "quantize") -> None:
@@ -168,7 +171,7 @@ def _property(name: str) -> property:
     def read(module: Module) -> Tensor:
         weight = module._parameters[name]
         assert weight is not None
-        quantized: Tensor = vars(module)[_READINGS][name](weight)
+        quantized: Tensor = vars(module)[_WEIGHTS][name](weight)
         return quantized
 
     def write(module: Module, value: Parameter | None) -> None:
