@@ -16,7 +16,6 @@ from prunekit.components.context import Context
 from prunekit.components.effects import Origin
 from prunekit.components.kinds import Kind
 from prunekit.components.pruner import PrunerArgs
-from prunekit.components.quantizer import ModuleBits, Quantizable, QuantizesModules
 from prunekit.components.regularizer import RegularizerArgs
 from prunekit.engine.conflicts import collisions, exhausted, idle_policies
 from prunekit.engine.learning_rate import LearningRateSchedule
@@ -37,6 +36,7 @@ from prunekit.plugins.listeners import must_be
 from prunekit.plugins.registry import Found, Registry
 from prunekit.progress import Progress, Window
 from prunekit.quantization.catalog import Catalog, catalog, reads_weights_by_name
+from prunekit.quantization.quantizable import ModuleBits, Quantizable, QuantizesModules
 from prunekit.schedule.schedule import Schedule
 from prunekit.schedule.specs import ComponentSpec, PolicySpec
 from prunekit.schedule.yaml_source import Path_, plain

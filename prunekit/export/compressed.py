@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
-from prunekit.components.quantizer import Integers, Integral, Levels
 from prunekit.errors import PrunekitError
 from prunekit.export.numbers import fitted, must_restore
 from prunekit.model.dataflow import unwrapped
 from prunekit.model.parameters import Parameters
 from prunekit.quantization.catalog import INPUT, Catalog
 from prunekit.quantization.forward import QuantizedActivation, QuantizedWeight
+from prunekit.quantization.integers import Integers, Integral, Levels
 from prunekit.scheduler import CompressionScheduler
 
 _MOST_BITS = 16

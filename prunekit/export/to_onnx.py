@@ -18,12 +18,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from prunekit.components.quantizer import Integers, Levels
 from prunekit.errors import PrunekitError
 from prunekit.export.compressed import Compressed, needs
 from prunekit.export.measure import seconds
 from prunekit.export.numbers import in_half_a_byte, level_type, signed
 from prunekit.quantization.forward import QuantizedForward
+from prunekit.quantization.integers import Integers, Levels
 from prunekit.training.checkpoint import replace_file
 
 OPSET = 21

@@ -11,12 +11,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import Module
 
-from prunekit.components.quantizer import Quantizable
 from prunekit.model.bytecode import calls_activation, may_add, reached_code
 from prunekit.model.dataflow import unwrapped
 from prunekit.model.forward_trace import ACTIVATION_FUNCTIONS, Traced, trace_forward
 from prunekit.model.parameters import stable_name
 from prunekit.model.selectors import without_module
+from prunekit.quantization.quantizable import Quantizable
 
 _ACTIVATIONS = (nn.ReLU, nn.ReLU6)
 _WEIGHTED = (

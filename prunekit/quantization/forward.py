@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from prunekit.components.context import Context
-from prunekit.components.quantizer import Quantizer, QuantizesModules
+from prunekit.components.quantizer import Quantizer
 from prunekit.errors import PluginError
 from prunekit.quantization.catalog import Catalog
+from prunekit.quantization.quantizable import QuantizesModules
 
 _WEIGHTS = "_prunekit_quantized_weights"
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from prunekit.components.pruner import Observing
-from prunekit.components.quantizer import QuantizesModules
 from prunekit.errors import ScheduleError
 from prunekit.pruning.selection import prune_lowest
+from prunekit.quantization.quantizable import QuantizesModules
 from prunekit.testing.asking import (
     ask,
     context_of,

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from prunekit.components.quantizer import Calibrated
 from prunekit.errors import PrunekitError, ScheduleError
 from prunekit.model.optimizer import learning_rates
 from prunekit.model.parameters import Parameters
@@ -20,6 +19,7 @@ from prunekit.plugins.listeners import load_plugins
 from prunekit.plugins.trust import Trust
 from prunekit.progress import Window
 from prunekit.quantization.forward import QuantizedActivation, QuantizedWeight
+from prunekit.quantization.quantizable import Calibrated
 from prunekit.schedule.schedule import Schedule, parse
 from prunekit.schedule.specs import PolicySpec
 from prunekit.schedule.yaml_source import Source

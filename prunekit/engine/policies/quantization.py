@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.nn import Module
 
 from prunekit.components.context import Context
-from prunekit.components.quantizer import Quantizer, QuantizesModules
+from prunekit.components.quantizer import Quantizer
 from prunekit.engine.policies.policy import Policy
 from prunekit.progress import Progress
 from prunekit.quantization.forward import QuantizedActivation, QuantizedWeight
+from prunekit.quantization.quantizable import QuantizesModules
 
 
 @dataclass(eq=False)
