@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.nn.functional import relu as rectified
 
 from prunekit.quantization.catalog import INPUT, catalog
+from prunekit.quantization.forward_passes import forward_passes
 
 
 def found(model: nn.Module) -> dict[str, str]:
@@ -423,7 +424,7 @@ class Both(nn.Module):
 
 
 def changed(model: nn.Module, replace: dict[str, Any]) -> Any:
-    forwards = catalog(model).forwards(replace)
+    forwards = forward_passes(catalog(model), replace)
     outer = forwards.get(model, type(model).forward)
     for module, forward in forwards.items():
         if module is not model:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from prunekit.model.dataflow import following_activations, following_batchnorms, unwrapped
+from prunekit.model import following_activations, following_batchnorms, unwrapped
 
 
 class Residual(nn.Module):

@@ -12,8 +12,8 @@ from torch.nn import Module, Parameter
 
 from prunekit.errors import PrunekitError
 from prunekit.export.numbers import fitted, must_restore
-from prunekit.model.dataflow import unwrapped
 from prunekit.model.parameters import Parameters
+from prunekit.model.wrappers import unwrapped
 from prunekit.quantization.catalog import INPUT, Catalog
 from prunekit.quantization.forward import QuantizedActivation, QuantizedWeight
 from prunekit.quantization.integers import Integers, Integral, Levels

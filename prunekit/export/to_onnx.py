@@ -22,6 +22,7 @@ from prunekit.errors import PrunekitError
 from prunekit.export.compressed import Compressed, needs
 from prunekit.export.measure import seconds
 from prunekit.export.numbers import in_half_a_byte, level_type, signed
+from prunekit.model.layers import ACTIVATIONS
 from prunekit.quantization.forward import QuantizedForward
 from prunekit.quantization.integers import Integers, Levels
 from prunekit.training.checkpoint import replace_file
@@ -34,7 +35,7 @@ LEVEL_TOLERANCE = 0.05
 """How far they may be apart on average, as a fraction of their standard deviation, where activations are: one that
 lies in the middle between two levels may become either, since onnxruntime adds in another order."""
 _MARK = "prunekit"
-_NOT_NEGATIVE = ("relu", "relu_", "relu6", "ReLU", "ReLU6")
+_NOT_NEGATIVE = frozenset().union(*(activation.names for activation in ACTIVATIONS if activation.not_negative))
 
 
 @dataclass(frozen=True)

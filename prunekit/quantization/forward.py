@@ -18,6 +18,7 @@ from prunekit.components.context import Context
 from prunekit.components.quantizer import Quantizer
 from prunekit.errors import PluginError
 from prunekit.quantization.catalog import Catalog
+from prunekit.quantization.forward_passes import forward_passes
 from prunekit.quantization.quantizable import QuantizesModules
 
 _WEIGHTS = "_prunekit_quantized_weights"
@@ -119,7 +120,7 @@ class QuantizedForward:
             return
         self.clear()
         self.weights, self.activations, self.catalog = weights, activations, catalog
-        forwards = {} if catalog is None else catalog.forwards(activations)
+        forwards = {} if catalog is None else forward_passes(catalog, activations)
         for module in self._model.modules() if weights or activations else ():
             own = {name: weights[p] for name, p in module._parameters.items() if p is not None and p in weights}
             forward = forwards.get(module)
