@@ -15,8 +15,8 @@ from prunekit.export.numbers import fitted, must_restore
 from prunekit.model.parameters import Parameters
 from prunekit.model.wrappers import unwrapped
 from prunekit.quantization.catalog import INPUT, Catalog
-from prunekit.quantization.forward import QuantizedActivation, QuantizedWeight
 from prunekit.quantization.integers import Integers, Integral, Levels
+from prunekit.quantization.values import QuantizedActivation, QuantizedWeight
 from prunekit.scheduler import CompressionScheduler
 
 _MOST_BITS = 16

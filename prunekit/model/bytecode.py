@@ -1,8 +1,9 @@
 """What a forward pass mentions, read from its bytecode without running it.
 
-Tracing alone would not do. A forward pass that torch.fx can't trace, because it branches on values or is run by
-something else, has activations to report only if its code mentions them. And tracing runs the code of the model, which
-may print, count in a list or start other processes: what mentions nothing that is looked for need not be run.
+Tracing every forward pass would not do in its place, for two reasons. Many can't be traced: those of a detector, of
+`DataParallel`, of a compiled model. Only its code says whether such a module hides an activation, which is reported, or
+only hands on to its children. And tracing runs the code of the model, which may print, count in a list or start a
+process; what mentions nothing that is looked for need not be run.
 """
 
 from __future__ import annotations

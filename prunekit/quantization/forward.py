@@ -7,82 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
-from prunekit.components.context import Context
-from prunekit.components.quantizer import Quantizer
-from prunekit.errors import PluginError
 from prunekit.quantization.catalog import Catalog
 from prunekit.quantization.forward_passes import forward_passes
-from prunekit.quantization.quantizable import QuantizesModules
+from prunekit.quantization.values import QuantizedActivation, QuantizedWeight
 
 _WEIGHTS = "_prunekit_quantized_weights"
-
-
-@dataclass(eq=False)
-class QuantizedWeight:
-    """What is read in place of one weight. Plain enough for torch.compile to look through.
-
-    Attributes:
-        name: of the parameter.
-        quantizer: makes the values.
-        context: what it may know in this epoch.
-        masks: what is masked stays zero.
-        failed: told of an exception before it goes on.
-    """
-
-    name: str
-    quantizer: Quantizer
-    context: Context
-    masks: Mapping[str, Tensor]
-    failed: Callable[[Exception], None]
-
-    def __call__(self, weight: Tensor) -> Tensor:
-        """The values that the forward pass uses for the weight."""
-        if torch.compiler.is_compiling():
-            return self._values(weight)
-        try:
-            return self._values(weight)
-        except Exception as error:
-            self.failed(error)
-            raise
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> QuantizedWeight:
-        """A copy of the model reads its weights as the model does."""
-        return self
-
-    def _values(self, weight: Tensor) -> Tensor:
-        values = self.quantizer.quantize(self.name, weight, self.context)
-        _must_stand_for(values, weight, self.name)
-        mask = self.masks.get(self.name)
-        return values if mask is None else values * mask.to(values.device)
-
-
-@dataclass(eq=False)
-class QuantizedActivation:
-    """What is passed on in place of one activation's output."""
-
-    name: str
-    quantizer: QuantizesModules
-    context: Context
-    failed: Callable[[Exception], None]
-
-    def __call__(self, output: Tensor) -> Tensor:
-        """The values that go on in place of the output."""
-        if torch.compiler.is_compiling():
-            return self.quantizer.quantize_activation(self.name, output, self.context)
-        try:
-            values = self.quantizer.quantize_activation(self.name, output, self.context)
-            _must_stand_for(values, output, self.name, "quantize_activation")
-            return values
-        except Exception as error:
-            self.failed(error)
-            raise
 
 
 class QuantizedForward:
@@ -125,9 +60,7 @@ class QuantizedForward:
             own = {name: weights[p] for name, p in module._parameters.items() if p is not None and p in weights}
             forward = forwards.get(module)
             if own or forward is not None:
-                self._changed.append((module, type(module)))
-                vars(module)[_WEIGHTS] = own
-                module.__class__ = _quantized(type(module), own, forward)
+                self._change(module, own, forward)
 
     def read(self, parameter: Parameter) -> Tensor:
         """A parameter as the forward pass sees it, without its mask."""
@@ -155,14 +88,18 @@ class QuantizedForward:
         self._changed.clear()
         self.weights, self.activations = {}, {}
 
+    def _change(
+        self, module: Module, weights: Mapping[str, QuantizedWeight], forward: Callable[..., Any] | None
+    ) -> None:
+        # Python looks up properties, and torch `forward` where it traces or compiles, on the class and never on the
+        # object. The object itself must stay: the optimizer, hooks and whoever holds the module know it.
+        self._changed.append((module, type(module)))
+        vars(module)[_WEIGHTS] = weights
+        module.__class__ = _subclass(type(module), weights, forward)
 
-def _must_stand_for(values: Any, original: Tensor, name: str, method: str = "quantize") -> None:
-    if not isinstance(values, Tensor) or values.shape != original.shape or values.dtype != original.dtype:
-        got = f"{values.dtype} {tuple(values.shape)}" if isinstance(values, Tensor) else repr(values)
-        raise PluginError(f"{method} must return {original.dtype} {tuple(original.shape)} for {name!r}, got {got}")
 
-
-def _quantized(cls: type[Module], names: Iterable[str], forward: Callable[..., Any] | None) -> type[Module]:
+def _subclass(cls: type[Module], names: Iterable[str], forward: Callable[..., Any] | None) -> type[Module]:
+    """A class for one module alone, which instances of `cls` can become: it adds no state."""
     own: dict[str, Any] = {"__module__": cls.__module__, **{name: _property(name) for name in names}}
     if forward is not None:
         own["forward"] = forward
@@ -170,6 +107,8 @@ def _quantized(cls: type[Module], names: Iterable[str], forward: Callable[..., A
 
 
 def _property(name: str) -> property:
+    """Found before torch's own way to parameters, `Module.__getattr__`, which is only asked for what no class has."""
+
     def read(module: Module) -> Tensor:
         weight = module._parameters[name]
         assert weight is not None

@@ -18,8 +18,8 @@ from prunekit.model.parameters import Parameters
 from prunekit.plugins.listeners import load_plugins
 from prunekit.plugins.trust import Trust
 from prunekit.progress import Window
-from prunekit.quantization.forward import QuantizedActivation, QuantizedWeight
 from prunekit.quantization.quantizable import Calibrated
+from prunekit.quantization.values import QuantizedActivation, QuantizedWeight
 from prunekit.schedule.schedule import Schedule, parse
 from prunekit.schedule.specs import PolicySpec
 from prunekit.schedule.yaml_source import Source

@@ -15,8 +15,8 @@ from prunekit.components.context import Context
 from prunekit.components.quantizer import Quantizer
 from prunekit.engine.policies.policy import Policy
 from prunekit.progress import Progress
-from prunekit.quantization.forward import QuantizedActivation, QuantizedWeight
 from prunekit.quantization.quantizable import QuantizesModules
+from prunekit.quantization.values import QuantizedActivation, QuantizedWeight
 
 
 @dataclass(eq=False)
