@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.nn.functional import relu as rectified
 
 from prunekit.quantization.catalog import INPUT, catalog
+from prunekit.quantization.forward_passes import forward_passes
 
 
 def found(model: nn.Module) -> dict[str, str]:
@@ -92,7 +93,7 @@ class Inherited(ByFunction):
 def test_functions_are_found_however_they_are_called(cls: type[Of], kinds: dict[str, str]) -> None:
     assert found(cls(None)) == kinds
     assert found(nn.Sequential(cls(None))) == {f"0.{name}": kind for name, kind in kinds.items()}
-    assert catalog(cls(None)).untraced == {}
+    assert catalog(cls(None)).untraceable == {}
 
 
 def test_modules_are_found_with_what_of_them_can_be_quantized() -> None:
@@ -131,7 +132,7 @@ def test_a_module_that_is_called_relu_is_no_function() -> None:
             return self.relu(x) if x.sum() > 0 else x  # torch.fx could not trace this
 
     model = catalog(Branches())
-    assert (list(model.functions), model.untraced) == ([], {})
+    assert (list(model.functions), model.untraceable) == ([], {})
     assert found(Branches()) == {"relu": "ReLU"}
 
 
@@ -139,10 +140,8 @@ def test_names_are_the_same_wrapped_and_compiled() -> None:
     plain = nn.Sequential(ByFunction(None), nn.ReLU())
     for wrapped in (nn.DataParallel(plain), torch.compile(plain, backend="eager")):
         everything = catalog(wrapped)
-        assert {bare for name, bare in everything.bare.items() if everything.quantizable[name].activations} == {
-            "0.relu",
-            "1",
-        }
+        names = [everything.unwrapped_names[name] for name, what in everything.quantizable.items() if what.activations]
+        assert sorted(names) == ["0.relu", "1"]
         assert everything.modules[INPUT] is plain
 
 
@@ -229,7 +228,7 @@ def test_sums_of_two_values_of_which_one_comes_from_the_data_are_found(cls: Any,
     assert sums(cls()) == kinds
     assert sums(nn.Sequential(cls())) == {f"0.{name}": kind for name, kind in kinds.items()}
     assert set(found(cls())) == {"relu"}, "a sum is no activation"
-    assert (catalog(cls()).untraced, catalog(cls()).untraced_sums) == ({}, {})
+    assert (catalog(cls()).untraceable, catalog(cls()).untraceable_sums) == ({}, {})
 
 
 def test_a_sum_is_replaced_for_all_that_follows_it_however_it_is_made() -> None:
@@ -258,8 +257,8 @@ def test_wrappers_of_torch_are_not_run_to_look_for_sums() -> None:
             raise AssertionError("it was run")
 
     Alone.__module__ = "torch.nn.parallel.data_parallel"
-    wrapped = catalog(Alone(Plus()))
-    assert ([name for name, what in wrapped.quantizable.items() if what.adds], wrapped.untraced) == (["module.add"], {})
+    assert sums(Alone(Plus())) == {"module.add": "add"}
+    assert catalog(Alone(Plus())).untraceable == {}
 
 
 def test_what_is_not_a_floating_tensor_goes_on_as_it_is() -> None:
@@ -320,9 +319,9 @@ def test_a_forward_pass_that_adds_and_can_not_be_traced_is_said_apart() -> None:
             return x + x if x.sum() > 0 else x
 
     everything = catalog(nn.Sequential(Asks()))
-    assert everything.untraced == {}
-    assert list(everything.untraced_sums) == ["0"]
-    assert everything.untraced_sums["0"].startswith("TraceError: symbolically traced variables")
+    assert everything.untraceable == {}
+    assert list(everything.untraceable_sums) == ["0"]
+    assert everything.untraceable_sums["0"].startswith("TraceError: symbolically traced variables")
 
 
 # What a ReLU follows
@@ -399,7 +398,7 @@ def test_what_can_not_be_traced_is_left_alone_and_said(cls: type[Of], reason: st
     model, before = nn.Sequential(cls(None)), random.getstate()
     state, attributes = torch.get_rng_state(), set(vars(model[0]))
     everything = catalog(model)
-    assert everything.untraced == {"0": reason}
+    assert everything.untraceable == {"0": reason}
     assert found(model) == {}
     assert random.getstate() == before and torch.equal(torch.get_rng_state(), state)
     assert (set(vars(model[0])), model[0].training) == (attributes, True)
@@ -407,7 +406,7 @@ def test_what_can_not_be_traced_is_left_alone_and_said(cls: type[Of], reason: st
 
 def test_a_layer_of_torch_that_hides_its_activation_is_said() -> None:
     layer = nn.TransformerEncoderLayer(4, 1, 8)
-    assert catalog(nn.Sequential(layer)).untraced == {"0": "TransformerEncoderLayer calls its activation inside"}
+    assert catalog(nn.Sequential(layer)).untraceable == {"0": "TransformerEncoderLayer calls its activation inside"}
 
 
 # What is put in their place
@@ -425,7 +424,7 @@ class Both(nn.Module):
 
 
 def changed(model: nn.Module, replace: dict[str, Any]) -> Any:
-    forwards = catalog(model).forwards(replace)
+    forwards = forward_passes(catalog(model), replace)
     outer = forwards.get(model, type(model).forward)
     for module, forward in forwards.items():
         if module is not model:

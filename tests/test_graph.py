@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pickle
+import random
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from prunekit.model.dataflow import following_activations, following_batchnorms, unwrapped
+from prunekit.model import following_activations, following_batchnorms, unwrapped
 
 
 class Residual(nn.Module):
@@ -102,6 +103,75 @@ def test_a_wrapped_model_is_looked_into_and_its_names_are_those_of_the_wrapped_o
     assert following_batchnorms(model) == {f"{prefix}conv{i}": f"{prefix}bn{i}" for i in (1, 2)}
     modules = dict(model.named_modules())
     assert modules[f"{prefix}bn1"] is inner.bn1
+
+
+def test_a_synchronized_batch_normalization_is_one() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 1), nn.SyncBatchNorm(2))
+    assert following_batchnorms(model) == {"0": "1"}
+
+
+class Shared(nn.Module):
+    """Two layers in front of one module and a ReLU."""
+
+    def __init__(self, between: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1)
+        self.between = between
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.between(self.second(torch.relu(self.between(self.first(x))))))
+
+
+@pytest.mark.parametrize(
+    ("between", "expected"),
+    [
+        (nn.GroupNorm(1, 2), {"first": ("first", 2), "second": ("second", 2)}),
+        (nn.Identity(), {"first": ("first", 2), "second": ("second", 2)}),
+        (nn.Dropout(), {}),
+        (nn.InstanceNorm2d(2), {}),
+        (nn.LayerNorm(2), {}),
+    ],
+)
+def test_what_is_run_twice_is_run_again_unless_it_draws_or_counts(
+    between: nn.Module, expected: dict[str, tuple[str, int]]
+) -> None:
+    assert places(Shared(between)) == expected
+
+
+class Remembers(nn.Module):
+    """Counts its forward passes in an attribute and in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runs, self.conv = 0, nn.Conv2d(2, 2, 1)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs += 1
+        self.seen += 1
+        self.last = torch.relu(self.conv(x))
+        return self.last
+
+
+def test_looking_changes_nothing_in_the_model_and_in_what_is_inside() -> None:
+    model = nn.Sequential(Remembers())
+    buffer = model[0].seen
+    assert places(model) == {"0.conv": ("0.conv", 1)}
+    assert (model[0].runs, float(model[0].seen), hasattr(model[0], "last")) == (0, 0.0, False)
+    assert model[0].seen is buffer and model.training
+
+
+class CanNotBeTraced(Remembers):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if random.random() < 2 and x.sum() > 0 else x
+
+
+def test_looking_in_vain_changes_nothing_either() -> None:
+    model, state = nn.Sequential(Remembers(), CanNotBeTraced()), random.getstate()
+    with pytest.raises(torch.fx.proxy.TraceError):
+        following_activations(model)
+    assert [(inner.runs, float(inner.seen)) for inner in model] == [(0, 0.0), (0, 0.0)]
+    assert random.getstate() == state
 
 
 class Noisy(nn.Module):

@@ -190,7 +190,7 @@ def test_what_the_forward_pass_uses_is_current_after_each_step_and_when_an_epoch
         run.step(0, minibatch)
         for name, weight in run.floats.items():
             if name in policy.targets:
-                expected = DorefaQuantizer().quantize(name, weight, policy.readings[name].context)
+                expected = DorefaQuantizer().quantize(name, weight, policy.quantized_weights[name].context)
                 assert torch.equal(run.bare.get_submodule(name.rpartition(".")[0]).weight, expected)
 
 

@@ -16,7 +16,6 @@ from prunekit.components.context import Context
 from prunekit.components.effects import Origin
 from prunekit.components.kinds import Kind
 from prunekit.components.pruner import PrunerArgs
-from prunekit.components.quantizer import ModuleBits, Quantizable, QuantizesModules
 from prunekit.components.regularizer import RegularizerArgs
 from prunekit.engine.conflicts import collisions, exhausted, idle_policies
 from prunekit.engine.learning_rate import LearningRateSchedule
@@ -36,7 +35,8 @@ from prunekit.model.selectors import select
 from prunekit.plugins.listeners import must_be
 from prunekit.plugins.registry import Found, Registry
 from prunekit.progress import Window
-from prunekit.quantization.catalog import Catalog, catalog, readable
+from prunekit.quantization.catalog import Catalog, catalog, reads_weights_by_name
+from prunekit.quantization.quantizable import ModuleBits, Quantizable, QuantizesModules
 from prunekit.schedule.schedule import Schedule
 from prunekit.schedule.specs import ComponentSpec, PolicySpec
 from prunekit.schedule.yaml_source import Path_, plain
@@ -271,14 +271,15 @@ class _Builder:
             what = f"{spec.class_name} quantizes nothing: it is given no bits for what there is"
             self.say((*spec.path, "class"), what)
         weights = self.bits_of_parameters(plan, path)
-        activations = {found.bare[name]: module.activations for name, module in plan.items() if module.activations}
+        unwrapped = found.unwrapped_names
+        activations = {unwrapped[name]: module.activations for name, module in plan.items() if module.activations}
         return {
             "parameters": {name: self.parameters.by_name[name] for name in weights},
             "targets": weights,
             "selectors": {name: name for name in weights},
             "activations": activations,
             "bits": {name: {**_numbers(module), "by": self.line(path, module)} for name, module in plan.items()},
-            "untraced": found.untraced | (found.untraced_sums if _quantizes_sums(component) else {}),
+            "untraceable": found.untraceable | (found.untraceable_sums if _quantizes_sums(component) else {}),
         }
 
     def bits_of_parameters(self, plan: Mapping[str, ModuleBits], path: Path_) -> dict[str, int]:
@@ -324,7 +325,7 @@ class _Builder:
         selectors = owned.get("selectors", {})
         chosen = {id(parameter): name for name, parameter in owned.get("parameters", {}).items()}
         for module in self.model.modules() if self.model is not None else ():
-            mute = [] if readable(module) else list(module._parameters.values())
+            mute = [] if reads_weights_by_name(module) else list(module._parameters.values())
             for name in [chosen[id(parameter)] for parameter in mute if id(parameter) in chosen]:
                 message = f"{name!r} can't be quantized: {type(module).__name__} does not read its weights by name"
                 self.say((*path, *_place(self.at(path), selectors[name])), message)

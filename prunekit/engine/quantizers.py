@@ -38,9 +38,9 @@ class Quantizers:
         live = [policy for policy in self.policies if policy.window.is_open(progress)]
         for policy in live:
             policy.begin(self._model, self._ledger.masks, progress, self._ledger.bus.blame)
-        readings = {policy.parameters[name]: read for policy in live for name, read in policy.readings.items()}
-        passings = {name: passing for policy in live for name, passing in policy.passings.items()}
-        self.forward.activate(readings, passings, self._catalog)
+        weights = {p.parameters[name]: weight for p in live for name, weight in p.quantized_weights.items()}
+        activations = {name: activation for p in live for name, activation in p.quantized_activations.items()}
+        self.forward.activate(weights, activations, self._catalog)
 
     def tell(self, policy: Policy, optimizer: Optimizer | None, progress: Progress) -> None:
         """A window opens: which module gets how many bits, and by which line of the schedule."""
@@ -49,7 +49,7 @@ class Quantizers:
         if policy.bits:
             told = Result(policy.origin, ModulesQuantized(policy.bits))
             self._ledger.carry_out([told], "on_window_open", optimizer, progress)
-        for module, reason in policy.untraced.items():
+        for module, reason in policy.untraceable.items():
             what = {"module": module or self._name, "reason": reason}
             self._ledger.trace.warning(
                 "activations left alone", **policy.origin._asdict(), **progress.trace_keys(), **what

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
-from prunekit.components.quantizer import Integers, Integral, Levels
 from prunekit.errors import PrunekitError
 from prunekit.export.numbers import fitted, must_restore
-from prunekit.model.dataflow import unwrapped
 from prunekit.model.parameters import Parameters
+from prunekit.model.wrappers import unwrapped
 from prunekit.quantization.catalog import INPUT, Catalog
-from prunekit.quantization.forward import Passing, Reading
+from prunekit.quantization.integers import Integers, Integral, Levels
+from prunekit.quantization.values import QuantizedActivation, QuantizedWeight
 from prunekit.scheduler import CompressionScheduler
 
 _MOST_BITS = 16
@@ -78,9 +78,9 @@ def compressed(
             stack.enter_context(scheduler.masked())
             parameters = Parameters.of(scheduler.model).by_name
             values = {p: scheduler.quantized.read(p).clone() for p in parameters.values()}
-            readings, passings = scheduler.quantized.readings, scheduler.quantized.passings
-            integers = {p: found for p in values if (found := _integers(readings.get(p), p, values[p])) is not None}
-            levels = {name: _levels(passing) for name, passing in passings.items()}
+            weights, activations = scheduler.quantized.weights, scheduler.quantized.activations
+            integers = {p: found for p in values if (found := _integers(weights.get(p), p, values[p])) is not None}
+            levels = {name: _levels(activation) for name, activation in activations.items()}
             outputs = None if inputs is None else scheduler.model(inputs)
             where = _within(model, scheduler.quantized.catalog or Catalog())
             stack.enter_context(scheduler.quantized.suspended())
@@ -104,23 +104,23 @@ def needs(library: str, *modules: str) -> None:
         raise PrunekitError(f"{library} files need {what}; install it with: pip install 'prunekit[export]'")
 
 
-def _integers(reading: Reading | None, parameter: Parameter, values: Tensor) -> Integers | None:
-    if reading is None or not isinstance(reading.quantizer, Integral) or not parameter.numel():
+def _integers(weight: QuantizedWeight | None, parameter: Parameter, values: Tensor) -> Integers | None:
+    if weight is None or not isinstance(weight.quantizer, Integral) or not parameter.numel():
         return None
-    bits = reading.context.targets.get(reading.name)
+    bits = weight.context.targets.get(weight.name)
     if isinstance(bits, int) and bits > _MOST_BITS:
         return None
-    found = reading.quantizer.integers(reading.name, parameter.detach(), reading.context)
+    found = weight.quantizer.integers(weight.name, parameter.detach(), weight.context)
     if found is None:
         return None
-    found = fitted(found, reading.masks.get(reading.name))
-    must_restore(found, values, f"{type(reading.quantizer).__name__}, {reading.name!r}")
+    found = fitted(found, weight.masks.get(weight.name))
+    must_restore(found, values, f"{type(weight.quantizer).__name__}, {weight.name!r}")
     return found
 
 
-def _levels(passing: Passing) -> Levels | None:
-    quantizer = passing.quantizer
-    return quantizer.levels(passing.name, passing.context) if isinstance(quantizer, Integral) else None
+def _levels(activation: QuantizedActivation) -> Levels | None:
+    quantizer = activation.quantizer
+    return quantizer.levels(activation.name, activation.context) if isinstance(quantizer, Integral) else None
 
 
 def _within(model: Module, found: Catalog) -> Catalog:

@@ -7,8 +7,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from prunekit.components.quantizer import Integers, Levels
 from prunekit.errors import PluginError
+from prunekit.quantization.integers import Integers, Levels
 
 _TYPES = (torch.int8, torch.uint8, torch.int16, torch.uint16, torch.int32)
 _BYTE, _NIBBLE = 255, 15

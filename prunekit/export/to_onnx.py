@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from prunekit.components.quantizer import Integers, Levels
 from prunekit.errors import PrunekitError
 from prunekit.export.compressed import Compressed, needs
 from prunekit.export.measure import seconds
 from prunekit.export.numbers import in_half_a_byte, level_type, signed
+from prunekit.model.layers import ACTIVATIONS
 from prunekit.quantization.forward import QuantizedForward
+from prunekit.quantization.integers import Integers, Levels
 from prunekit.training.checkpoint import replace_file
 
 OPSET = 21
@@ -34,7 +35,7 @@ LEVEL_TOLERANCE = 0.05
 """How far they may be apart on average, as a fraction of their standard deviation, where activations are: one that
 lies in the middle between two levels may become either, since onnxruntime adds in another order."""
 _MARK = "prunekit"
-_NOT_NEGATIVE = ("relu", "relu_", "relu6", "ReLU", "ReLU6")
+_NOT_NEGATIVE = frozenset().union(*(activation.names for activation in ACTIVATIONS if activation.not_negative))
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,10 @@ def _must_be_float32(model: Compressed) -> None:
 
 
 def _export(model: Compressed) -> Any:
-    readings = {p: _Mark("Weight", str(index)) for index, p in enumerate(model.integers)}
-    passings = {name: _Mark("Activation", name) for name in model.levels}
+    weights = {p: _Mark("Weight", str(index)) for index, p in enumerate(model.integers)}
+    activations = {name: _Mark("Activation", name) for name in model.levels}
     forward = QuantizedForward(model.model)
-    forward.activate(cast(Any, readings), cast(Any, passings), model.catalog)
+    forward.activate(cast(Any, weights), cast(Any, activations), model.catalog)
     try:
         with _quiet():
             return _exported(model)

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from prunekit.components.quantizer import Integers
 from prunekit.export.compressed import Compressed, needs
 from prunekit.export.numbers import restored
+from prunekit.quantization.integers import Integers
 from prunekit.training.checkpoint import replace_file
 
 INT, SCALE, ZERO_POINT = ".int", ".scale", ".zero_point"

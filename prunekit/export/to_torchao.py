@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Module
 
-from prunekit.components.quantizer import Integers
 from prunekit.errors import PrunekitError
 from prunekit.export.compressed import Compressed, needs
 from prunekit.export.numbers import signed
+from prunekit.quantization.integers import Integers
 from prunekit.training.checkpoint import replace_file
 
 _KINDS = (nn.Linear, nn.Conv2d, nn.Embedding)

@@ -1,4 +1,4 @@
-"""A network as the rest sees it: parameters by name, the masks on them, selectors, and how data flows."""
+"""A network as the rest sees it: parameters by name, the masks on them, selectors, layers, and how data flows."""
 
 from __future__ import annotations
 
@@ -6,19 +6,37 @@ from prunekit.model.dataflow import (
     Activation,
     following_activations,
     following_batchnorms,
-    unwrapped,
+)
+from prunekit.model.layers import (
+    BATCH_NORM,
+    CONVOLUTION,
+    EMBEDDING,
+    LINEAR,
+    TRANSPOSED_CONVOLUTION,
+    Operation,
+    operation_of,
 )
 from prunekit.model.parameters import (
     Parameters,
     owners,
     transposed,
 )
+from prunekit.model.wrappers import (
+    unwrapped,
+)
 
 __all__ = [
+    "BATCH_NORM",
+    "CONVOLUTION",
+    "EMBEDDING",
+    "LINEAR",
+    "TRANSPOSED_CONVOLUTION",
     "Activation",
+    "Operation",
     "Parameters",
     "following_activations",
     "following_batchnorms",
+    "operation_of",
     "owners",
     "transposed",
     "unwrapped",

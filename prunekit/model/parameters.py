@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from torch import nn
 from torch.nn import Module, Parameter
 
+from prunekit.model.layers import TRANSPOSED_CONVOLUTION, operation_of
+
 _PARAMETRIZED = re.compile(r"(^|\.)parametrizations\.([^.]+)\.original$")
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _PARAMETRIZATIONS = re.compile(r"(^|\.)parametrizations\.[^.]+$")
 
 
@@ -52,8 +52,8 @@ def transposed(model: Module) -> dict[str, str]:
 
     Their dimension 0 is inputs and 1 outputs, the other way round than `Filters` and `Channels` have it.
     """
-    found = {name: type(owner).__name__ for name, owner in owners(model).items() if isinstance(owner, _TRANSPOSED)}
-    return {name: kind for name, kind in found.items() if name.endswith("weight")}
+    weights = {name: owner for name, owner in owners(model).items() if name.endswith("weight")}
+    return {n: type(owner).__name__ for n, owner in weights.items() if operation_of(owner) is TRANSPOSED_CONVOLUTION}
 
 
 def stable_name(name: str) -> str:

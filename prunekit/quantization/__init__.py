@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from prunekit.components.quantizer import (
-    Calibrated,
-    Integers,
-    Integral,
-    Levels,
-    ModuleBits,
-    Quantizable,
-    QuantizesModules,
-)
 from prunekit.quantization.bits import (
     Bits,
     BitsQuantizer,
 )
 from prunekit.quantization.catalog import (
     INPUT,
+)
+from prunekit.quantization.integers import (
+    Integers,
+    Integral,
+    Levels,
+)
+from prunekit.quantization.quantizable import (
+    Calibrated,
+    ModuleBits,
+    Quantizable,
+    QuantizesModules,
 )
 
 __all__ = [

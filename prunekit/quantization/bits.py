@@ -13,9 +13,9 @@ from pydantic import Field
 from torch import Tensor
 
 from prunekit.components.context import Context
-from prunekit.components.quantizer import ModuleBits, Quantizable
 from prunekit.errors import ArgumentError, did_you_mean
 from prunekit.model.selectors import without_module
+from prunekit.quantization.quantizable import ModuleBits, Quantizable
 
 Bits = Annotated[int, Field(ge=1, le=32)] | None
 """A number of bits; none, or 32, leaves alone."""

@@ -1,31 +1,22 @@
-"""Where a model's activations and its sums are: modules, and what torch.fx finds in a module's forward pass."""
+"""All in a model that can be quantized: weights, activations and sums, in modules and in forward passes."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace as replaced
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import Module
 
-from prunekit.components.quantizer import Quantizable
-from prunekit.model.bytecode import calls_activation, may_add, reached_code
-from prunekit.model.dataflow import unwrapped
-from prunekit.model.forward_trace import ACTIVATION_FUNCTIONS, Traced, trace_forward
+from prunekit.model.bytecode import Mentions, mentions
+from prunekit.model.layers import FUSED_LAYERS, QUANTIZABLE_ACTIVATIONS, WEIGHTED, operation_of
 from prunekit.model.parameters import stable_name
 from prunekit.model.selectors import without_module
-
-_ACTIVATIONS = (nn.ReLU, nn.ReLU6)
-_WEIGHTED = (
-    nn.Linear,
-    nn.Embedding,
-    *(nn.Conv1d, nn.Conv2d, nn.Conv3d),
-    *(nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d),
-)
-_OPAQUE = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+from prunekit.model.traced_forward import TracedForward, trace_forward
+from prunekit.model.wrappers import unwrapped
+from prunekit.quantization.quantizable import Quantizable
 
 INPUT = "<input>"
 """The name of what the model is given, as if it were an activation."""
@@ -38,146 +29,115 @@ class Catalog:
     Attributes:
         quantizable: what of each module, or of each activation function or sum (`relu`, `block1.relu_1`, `block1.add`).
         modules: the modules among them.
-        functions: activation function or sum -> the module whose forward pass calls it, and its node there.
-        untraced: modules whose forward pass mentions an activation and can't be traced, with the reason.
-        untraced_sums: those whose forward pass may add, and can't be traced, with the reason.
+        functions: activation function or sum -> the forward pass that it is in, and its node there.
+        untraceable: modules whose forward pass mentions an activation and can't be traced, with the reason.
+        untraceable_sums: those whose forward pass may add, and can't be traced, with the reason.
     """
 
     quantizable: dict[str, Quantizable] = field(default_factory=dict)
     modules: dict[str, Module] = field(default_factory=dict)
-    functions: dict[str, tuple[Traced, str]] = field(default_factory=dict)
-    untraced: dict[str, str] = field(default_factory=dict)
-    untraced_sums: dict[str, str] = field(default_factory=dict)
+    functions: dict[str, tuple[TracedForward, str]] = field(default_factory=dict)
+    untraceable: dict[str, str] = field(default_factory=dict)
+    untraceable_sums: dict[str, str] = field(default_factory=dict)
 
     @cached_property
-    def bare(self) -> dict[str, str]:
+    def unwrapped_names(self) -> dict[str, str]:
         """Name -> it without what wraps the model, by which quantizers know activations: the same wrapped or not."""
         times = Counter(map(without_module, self.quantizable))
-        return {name: bare if times[bare := without_module(name)] == 1 else name for name in self.quantizable}
-
-    def forwards(self, replace: Mapping[str, Callable[[Any], Any]]) -> dict[Module, Callable[..., Any]]:
-        """Module -> a forward pass in which what these activations, by bare name, give goes through `replace` first."""
-        replace = {name: replace[bare] for name, bare in self.bare.items() if bare in replace}
-        inside: dict[int, tuple[Traced, dict[str, Callable[[Any], Any]]]] = {}
-        for name in replace:
-            if name in self.functions:
-                traced, node = self.functions[name]
-                function = _of_floats(replace[name]) if self.quantizable[name].adds else replace[name]
-                inside.setdefault(id(traced), (traced, {}))[1][node] = function
-        forwards = {traced.module: traced.forward(nodes) for traced, nodes in inside.values()}
-        for name in replace:
-            if name in self.modules and name != INPUT:
-                module = self.modules[name]
-                forwards[module] = _through(forwards.get(module, type(module).forward), replace[name])
-        if INPUT in replace:
-            model = self.modules[INPUT]
-            forwards[model] = _given(forwards.get(model, type(model).forward), replace[INPUT])
-        return forwards
+        names = {name: without_module(name) for name in self.quantizable}
+        return {name: short if times[short] == 1 else name for name, short in names.items()}
 
 
 def catalog(model: Module) -> Catalog:
     """Look through a model, which stays as it is."""
-    found = Catalog()
-    followed: dict[Module, list[bool]] = defaultdict(list)
-    _add(found, INPUT, unwrapped(model)[1], Quantizable("input"))
+    search = _Search()
+    search.add(INPUT, unwrapped(model)[1], Quantizable("input"))
     for path, module in model.named_modules():
-        name = stable_name(path)
-        if isinstance(module, _ACTIVATIONS):
-            _add(found, name, module, Quantizable(type(module).__name__, activations=True))
-            continue
-        if isinstance(module, _WEIGHTED) and readable(module):
-            bias = getattr(module, "bias", None) is not None
-            _add(found, name, module, Quantizable(type(module).__name__, weights=True, bias=bias))
-        if type(module).forward is nn.Sequential.forward:
-            _follow(module, followed)
-        elif not type(module).__module__.startswith("torch.nn.modules"):
-            _look_into(found, name, module, followed)
-        elif isinstance(module, _OPAQUE) and module.activation in ACTIVATION_FUNCTIONS:
-            found.untraced[name] = f"{type(module).__name__} calls its activation inside"
-    for name, module in found.modules.items():
-        if name != INPUT and found.quantizable[name].weights and all(followed.get(module, [False])):
-            found.quantizable[name] = replaced(found.quantizable[name], before_relu=True)
-    return found
+        search.look_at(stable_name(path), module)
+    return search.finished()
 
 
-def readable(module: Module) -> bool:
+def reads_weights_by_name(module: Module) -> bool:
     """Whether a module reads its weights by name when it runs forward; recurrent ones keep them in a list."""
     return not hasattr(module, "_flat_weights")
 
 
-def _through(forward: Callable[..., Any], function: Callable[[Any], Any]) -> Callable[..., Any]:
-    def quantized(module: Module, *args: Any, **kwargs: Any) -> Any:
-        return function(forward(module, *args, **kwargs))
+class _Search:
+    """Looks through a model, module by module."""
 
-    return quantized
+    def __init__(self) -> None:
+        self._found = Catalog()
+        self._mentions: dict[type[Module], Mentions] = {}  # the blocks of a network are many modules of few classes
+        # Module -> of each time that it is run, as far as known, whether an activation alone takes what it gives.
+        self._before_activation: dict[Module, list[bool]] = defaultdict(list)
+
+    def add(self, name: str, module: Module, what: Quantizable) -> None:
+        self._found.quantizable[name], self._found.modules[name] = what, module
+
+    def look_at(self, name: str, module: Module) -> None:
+        """Add what can be quantized of a module, and what it says of its children."""
+        operation, kind = operation_of(module), type(module).__name__
+        if operation in QUANTIZABLE_ACTIVATIONS:
+            self.add(name, module, Quantizable(kind, activations=True))
+            return
+        if operation in WEIGHTED and reads_weights_by_name(module):
+            bias = getattr(module, "bias", None) is not None
+            self.add(name, module, Quantizable(kind, weights=True, bias=bias))
+        if type(module).forward is nn.Sequential.forward:
+            self._look_along(module._modules.values())
+        elif not type(module).__module__.startswith("torch.nn.modules"):
+            self._look_into(name, module)
+        elif isinstance(module, FUSED_LAYERS) and operation_of(module.activation) in QUANTIZABLE_ACTIVATIONS:
+            self._found.untraceable[name] = f"{kind} calls its activation inside"
+
+    def finished(self) -> Catalog:
+        """All that has been found, when all modules have been looked at."""
+        found = self._found
+        for name, module in found.modules.items():
+            if name != INPUT and found.quantizable[name].weights and all(self._before_activation.get(module, [False])):
+                found.quantizable[name] = replace(found.quantizable[name], before_relu=True)
+        return found
+
+    def _look_along(self, children: Iterable[Module | None]) -> None:
+        """A sequence, where each child takes what the one before it gives."""
+        modules = list(children)
+        for module, after in zip(modules, [*modules[1:], None], strict=True):
+            if module is not None:
+                self._before_activation[module].append(operation_of(after) in QUANTIZABLE_ACTIVATIONS)
+
+    def _look_into(self, path: str, module: Module) -> None:
+        """The forward pass of a module that is none of torch's layers."""
+        if type(module) not in self._mentions:
+            self._mentions[type(module)] = mentions(type(module))
+        mentioned = self._mentions[type(module)]
+        if not _is_worth_tracing(module, mentioned):
+            return
+        try:
+            # A function that runs through an attribute is mentioned nowhere: it is none, whether traced or not.
+            traced = trace_forward(module, with_functions=mentioned.activations)
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            self._found.untraceable.update({path: reason} if mentioned.activations else {})
+            self._found.untraceable_sums.update({path: reason} if mentioned.sums else {})
+            return
+        self._add_functions(path, traced)
+        for node, child in traced.children_run:
+            self._before_activation[child].append(traced.before_activation[node])
+
+    def _add_functions(self, path: str, traced: TracedForward) -> None:
+        activations = {node: Quantizable(kind, activations=True) for node, kind in traced.activations.items()}
+        before = traced.before_activation
+        sums = {node: Quantizable(kind, adds=True, before_relu=before[node]) for node, kind in traced.sums.items()}
+        for node, what in {**activations, **sums}.items():
+            name = f"{path}.{node}" if path else node
+            self._found.quantizable[name], self._found.functions[name] = what, (traced, node)
 
 
-def _of_floats(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """The function for tensors of floating numbers; all else stays as it is."""
+def _is_worth_tracing(module: Module, mentioned: Mentions) -> bool:
+    """Whether a forward pass has activations, sums, or layers before activations, to be found in it.
 
-    def change(value: Any) -> Any:
-        return function(value) if isinstance(value, Tensor) and value.is_floating_point() else value
-
-    return change
-
-
-def _given(forward: Callable[..., Any], function: Callable[[Any], Any]) -> Callable[..., Any]:
-    """A forward pass whose inputs, those of floating numbers, go through `function` first."""
-    change = _of_floats(function)
-
-    def quantized(module: Module, *args: Any, **kwargs: Any) -> Any:
-        return forward(module, *map(change, args), **{key: change(value) for key, value in kwargs.items()})
-
-    return quantized
-
-
-def _add(found: Catalog, name: str, module: Module, what: Quantizable) -> None:
-    found.quantizable[name], found.modules[name] = what, module
-
-
-def _look_into(found: Catalog, path: str, module: Module, followed: Mapping[Module, list[bool]]) -> None:
-    """Activation functions and sums in a module's own forward pass, and the layers there that a ReLU follows."""
-    reached = list(reached_code(type(module).forward, type(module), set()))
-    wrapper = type(module).__module__.startswith("torch.")
-    calls, adds = any(calls_activation(*one) for one in reached), any(may_add(code) for code, _ in reached)
-    if not calls and (wrapper or not (adds or any(isinstance(inner, _ACTIVATIONS) for inner in module.modules()))):
-        return
-    try:
-        traced = trace_forward(module)
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        found.untraced.update({path: reason} if calls else {})
-        found.untraced_sums.update({path: reason} if adds else {})
-        return
-    names = traced.names if calls else {}
-    taken = _alone_with(names, traced)
-    for node, kind in names.items():
-        _add_function(found, path, traced, node, Quantizable(kind, activations=True))
-    for node, kind in traced.sums.items():
-        _add_function(found, path, traced, node, Quantizable(kind, adds=True, before_relu=taken[node]))
-    for one in traced.graphs[False].nodes:
-        if one.op == "call_module":
-            followed[module.get_submodule(str(one.target))].append(taken[one.name])
-
-
-def _add_function(found: Catalog, path: str, traced: Traced, node: str, what: Quantizable) -> None:
-    name = f"{path}.{node}" if path else node
-    found.quantizable[name], found.functions[name] = what, (traced, node)
-
-
-def _follow(sequence: Module, followed: Mapping[Module, list[bool]]) -> None:
-    """The layers in a sequence that a ReLU follows."""
-    modules = list(sequence._modules.values())
-    for module, after in zip(modules, [*modules[1:], None], strict=True):
-        if module is not None:
-            followed[module].append(isinstance(after, _ACTIVATIONS))
-
-
-def _alone_with(names: Mapping[str, str], traced: Traced) -> dict[str, bool]:
-    """Node -> whether a ReLU, one of these functions or a module, is all that takes what it gives in evaluation."""
-    taken = {}
-    for node in traced.graphs[False].nodes:
-        user = next(iter(node.users)) if len(node.users) == 1 else None
-        module = traced.module.get_submodule(str(user.target)) if user and user.op == "call_module" else None
-        taken[node.name] = isinstance(module, _ACTIVATIONS) or (user is not None and user.name in names)
-    return taken
+    What torch wraps around a model adds and branches for reasons of its own, and is not run in vain.
+    """
+    if mentioned.activations or type(module).__module__.startswith("torch."):
+        return mentioned.activations
+    return mentioned.sums or any(operation_of(inner) in QUANTIZABLE_ACTIVATIONS for inner in module.modules())

@@ -7,80 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
 
-from prunekit.components.context import Context
-from prunekit.components.quantizer import Quantizer, QuantizesModules
-from prunekit.errors import PluginError
 from prunekit.quantization.catalog import Catalog
+from prunekit.quantization.forward_passes import forward_passes
+from prunekit.quantization.values import QuantizedActivation, QuantizedWeight
 
-_READINGS = "_prunekit_readings"
-
-
-@dataclass(eq=False)
-class Reading:
-    """What is read in place of one weight. Plain enough for torch.compile to look through.
-
-    Attributes:
-        name: of the parameter.
-        quantizer: makes the values.
-        context: what it may know in this epoch.
-        masks: what is masked stays zero.
-        failed: told of an exception before it goes on.
-    """
-
-    name: str
-    quantizer: Quantizer
-    context: Context
-    masks: Mapping[str, Tensor]
-    failed: Callable[[Exception], None]
-
-    def __call__(self, weight: Tensor) -> Tensor:
-        """The values that the forward pass uses for the weight."""
-        if torch.compiler.is_compiling():
-            return self._values(weight)
-        try:
-            return self._values(weight)
-        except Exception as error:
-            self.failed(error)
-            raise
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Reading:
-        """A copy of the model reads its weights as the model does."""
-        return self
-
-    def _values(self, weight: Tensor) -> Tensor:
-        values = self.quantizer.quantize(self.name, weight, self.context)
-        _must_stand_for(values, weight, self.name)
-        mask = self.masks.get(self.name)
-        return values if mask is None else values * mask.to(values.device)
-
-
-@dataclass(eq=False)
-class Passing:
-    """What is passed on in place of one activation's output."""
-
-    name: str
-    quantizer: QuantizesModules
-    context: Context
-    failed: Callable[[Exception], None]
-
-    def __call__(self, output: Tensor) -> Tensor:
-        """The values that go on in place of the output."""
-        if torch.compiler.is_compiling():
-            return self.quantizer.quantize_activation(self.name, output, self.context)
-        try:
-            values = self.quantizer.quantize_activation(self.name, output, self.context)
-            _must_stand_for(values, output, self.name, "quantize_activation")
-            return values
-        except Exception as error:
-            self.failed(error)
-            raise
+_WEIGHTS = "_prunekit_quantized_weights"
 
 
 class QuantizedForward:
@@ -92,72 +29,77 @@ class QuantizedForward:
     The subclass of an activation, or of a module that calls activation functions, has a forward pass of its own.
 
     Attributes:
-        readings: what is read in place of each quantized parameter.
-        passings: what is passed on in place of each quantized activation, by name.
+        weights: what is read in place of each quantized parameter.
+        activations: what is passed on in place of each quantized activation, by name.
         catalog: where the activations are, if there are any.
     """
 
     def __init__(self, model: Module) -> None:
         self._model = model
-        self.readings: Mapping[Parameter, Reading] = {}
-        self.passings: Mapping[str, Passing] = {}
+        self.weights: Mapping[Parameter, QuantizedWeight] = {}
+        self.activations: Mapping[str, QuantizedActivation] = {}
         self.catalog: Catalog | None = None
         self._changed: list[tuple[Module, type[Module]]] = []
 
     def activate(
-        self, readings: Mapping[Parameter, Reading], passings: Mapping[str, Passing], catalog: Catalog | None
+        self,
+        weights: Mapping[Parameter, QuantizedWeight],
+        activations: Mapping[str, QuantizedActivation],
+        catalog: Catalog | None,
     ) -> None:
         """From now on these parameters and activations are quantized, all others are as they are.
 
         `catalog` says where the activations are; it is needed where there are any.
         """
-        if (readings, passings) == (self.readings, self.passings):
+        if (weights, activations) == (self.weights, self.activations):
             return
         self.clear()
-        self.readings, self.passings, self.catalog = readings, passings, catalog
-        forwards = {} if catalog is None else catalog.forwards(passings)
-        for module in self._model.modules() if readings or passings else ():
-            own = {name: readings[p] for name, p in module._parameters.items() if p is not None and p in readings}
+        self.weights, self.activations, self.catalog = weights, activations, catalog
+        forwards = {} if catalog is None else forward_passes(catalog, activations)
+        for module in self._model.modules() if weights or activations else ():
+            own = {name: weights[p] for name, p in module._parameters.items() if p is not None and p in weights}
             forward = forwards.get(module)
             if own or forward is not None:
-                self._changed.append((module, type(module)))
-                vars(module)[_READINGS] = own
-                module.__class__ = _quantized(type(module), own, forward)
+                self._change(module, own, forward)
 
     def read(self, parameter: Parameter) -> Tensor:
         """A parameter as the forward pass sees it, without its mask."""
-        reading = self.readings.get(parameter)
-        if reading is None:
+        quantized = self.weights.get(parameter)
+        if quantized is None:
             return parameter.detach()
         with torch.no_grad():
-            return reading(parameter).detach()
+            return quantized(parameter).detach()
 
     @contextmanager
     def suspended(self) -> Iterator[None]:
         """All weights and activations are as they are, until the end of the block."""
-        readings, passings, catalog = self.readings, self.passings, self.catalog
+        weights, activations, catalog = self.weights, self.activations, self.catalog
         self.clear()
         try:
             yield
         finally:
-            self.activate(readings, passings, catalog)
+            self.activate(weights, activations, catalog)
 
     def clear(self) -> None:
         """All weights and activations are as they are."""
         for module, cls in self._changed:
             module.__class__ = cls
-            del vars(module)[_READINGS]
+            del vars(module)[_WEIGHTS]
         self._changed.clear()
-        self.readings, self.passings = {}, {}
+        self.weights, self.activations = {}, {}
+
+    def _change(
+        self, module: Module, weights: Mapping[str, QuantizedWeight], forward: Callable[..., Any] | None
+    ) -> None:
+        # Python looks up properties, and torch `forward` where it traces or compiles, on the class and never on the
+        # object. The object itself must stay: the optimizer, hooks and whoever holds the module know it.
+        self._changed.append((module, type(module)))
+        vars(module)[_WEIGHTS] = weights
+        module.__class__ = _subclass(type(module), weights, forward)
 
 
-def _must_stand_for(values: Any, original: Tensor, name: str, method: str = "quantize") -> None:
-    if not isinstance(values, Tensor) or values.shape != original.shape or values.dtype != original.dtype:
-        got = f"{values.dtype} {tuple(values.shape)}" if isinstance(values, Tensor) else repr(values)
-        raise PluginError(f"{method} must return {original.dtype} {tuple(original.shape)} for {name!r}, got {got}")
-
-
-def _quantized(cls: type[Module], names: Iterable[str], forward: Callable[..., Any] | None) -> type[Module]:
+def _subclass(cls: type[Module], names: Iterable[str], forward: Callable[..., Any] | None) -> type[Module]:
+    """A class for one module alone, which instances of `cls` can become: it adds no state."""
     own: dict[str, Any] = {"__module__": cls.__module__, **{name: _property(name) for name in names}}
     if forward is not None:
         own["forward"] = forward
@@ -165,10 +107,12 @@ def _quantized(cls: type[Module], names: Iterable[str], forward: Callable[..., A
 
 
 def _property(name: str) -> property:
+    """Found before torch's own way to parameters, `Module.__getattr__`, which is only asked for what no class has."""
+
     def read(module: Module) -> Tensor:
         weight = module._parameters[name]
         assert weight is not None
-        quantized: Tensor = vars(module)[_READINGS][name](weight)
+        quantized: Tensor = vars(module)[_WEIGHTS][name](weight)
         return quantized
 
     def write(module: Module, value: Parameter | None) -> None:

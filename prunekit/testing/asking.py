@@ -53,13 +53,13 @@ def penalty_of(run: Run) -> Tensor:
     return penalty
 
 
-def readings_of(run: Run) -> Iterator[tuple[str, Tensor, Tensor]]:
+def quantized_weights_of(run: Run) -> Iterator[tuple[str, Tensor, Tensor]]:
     """What the forward pass would use for each weight, and the weight."""
     for name, weight in run.policy.parameters.items():
         yield name, run.component.quantize(name, weight, context_of(run)), weight
 
 
-def passings_of(run: Run, dtype: torch.dtype = torch.float32) -> Iterator[tuple[str, Tensor, Tensor]]:
+def quantized_activations_of(run: Run, dtype: torch.dtype = torch.float32) -> Iterator[tuple[str, Tensor, Tensor]]:
     """What would go on in place of what each activation gives, and that, which is made up, the same at every call."""
     for name in getattr(run.policy, "activations", ()):
         made_up = torch.linspace(-1, 2, 4 * 96).reshape(96, 4).T.to(dtype).requires_grad_()
@@ -77,8 +77,8 @@ def ask(run: Run) -> None:
     """What the component is asked in a step, each time one mini-batch on."""
     next_minibatch(run)
     if run.subject.kind == QUANTIZER:
-        list(readings_of(run))
-        list(passings_of(run))
+        list(quantized_weights_of(run))
+        list(quantized_activations_of(run))
     elif run.subject.kind == REGULARIZER:
         penalty_of(run)
         with suppress(NotApplicable):
@@ -105,8 +105,8 @@ def decisions(run: Run) -> dict[str, Any]:
         if total.requires_grad:
             total.backward()  # type: ignore[no-untyped-call]
     if run.subject.kind == QUANTIZER:
-        decided["values"] = {name: read.detach().clone() for name, read, _ in readings_of(run)}
-        decided["activations"] = {name: passed.detach().clone() for name, passed, _ in passings_of(run)}
+        decided["values"] = {name: read.detach().clone() for name, read, _ in quantized_weights_of(run)}
+        decided["activations"] = {name: passed.detach().clone() for name, passed, _ in quantized_activations_of(run)}
     return decided
 
 

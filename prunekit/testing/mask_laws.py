@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from prunekit.components.pruner import Observing
-from prunekit.components.quantizer import QuantizesModules
 from prunekit.errors import ScheduleError
 from prunekit.pruning.selection import prune_lowest
+from prunekit.quantization.quantizable import QuantizesModules
 from prunekit.testing.asking import (
     ask,
     context_of,
@@ -22,9 +22,9 @@ from prunekit.testing.asking import (
     masks_of,
     next_minibatch,
     observed_masks_of,
-    passings_of,
     penalty_of,
-    readings_of,
+    quantized_activations_of,
+    quantized_weights_of,
     touched,
 )
 from prunekit.testing.exactness import asked_sparsity, must_be_exact
@@ -135,10 +135,10 @@ def number_types(subject: Subject) -> None:
             if penalty.requires_grad:
                 penalty.backward()  # type: ignore[no-untyped-call]
         else:
-            for name, read, weight in readings_of(run):
+            for name, read, weight in quantized_weights_of(run):
                 must(read.dtype == weight.dtype, f"{name}: {weight.dtype}", str(read.dtype))
                 must(bool(read.isfinite().all()), f"{dtype}: finite values for {name}", "others")
-            for name, passed, given in passings_of(run, dtype):
+            for name, passed, given in quantized_activations_of(run, dtype):
                 must(passed.dtype == given.dtype, f"{name}: {given.dtype}", str(passed.dtype))
                 must(bool(passed.isfinite().all()), f"{dtype}: finite values for {name}", "others")
 
@@ -153,9 +153,9 @@ def differentiable(subject: Subject) -> None:
             total = penalty_of(run)
             must(total.dim() == 0, "a scalar penalty", f"shape {tuple(total.shape)}")
         else:
-            passed = list(passings_of(run))
+            passed = list(quantized_activations_of(run))
             trained |= {name: given for name, _, given in passed}
-            total = sum((made.sum() for _, made, _ in [*readings_of(run), *passed]), torch.zeros(()))
+            total = sum((made.sum() for _, made, _ in [*quantized_weights_of(run), *passed]), torch.zeros(()))
         must(total.requires_grad, "a result that depends on the weights", "one that is cut off from them")
         gradients = torch.autograd.grad(total, list(trained.values()), allow_unused=True)
         cut = [name for name, gradient in zip(trained, gradients, strict=True) if gradient is None]
@@ -200,7 +200,7 @@ def _made(run: Run) -> Iterator[tuple[str, Tensor]]:
     """What a quantizer makes of weights and activations, in training and in evaluation, where it makes something."""
     for training in (True, False):
         run.model.train(training)
-        for name, values, given in [*readings_of(run), *passings_of(run)]:
+        for name, values, given in [*quantized_weights_of(run), *quantized_activations_of(run)]:
             if not (torch.equal(values, given) or torch.equal(values, given.relu())):  # as an activation is given it
                 yield name, values
 

@@ -12,14 +12,14 @@ from typing import Any
 
 import torch
 
-from prunekit.components.quantizer import Calibrated
 from prunekit.errors import PrunekitError, ScheduleError
 from prunekit.model.optimizer import learning_rates
 from prunekit.model.parameters import Parameters
 from prunekit.plugins.listeners import load_plugins
 from prunekit.plugins.trust import Trust
 from prunekit.progress import Window
-from prunekit.quantization.forward import Passing, Reading
+from prunekit.quantization.quantizable import Calibrated
+from prunekit.quantization.values import QuantizedActivation, QuantizedWeight
 from prunekit.schedule.schedule import Schedule, parse
 from prunekit.schedule.specs import PolicySpec
 from prunekit.schedule.yaml_source import Source
@@ -120,7 +120,7 @@ def _read(schedule: str | Path | Mapping[str, Any]) -> Schedule:
 
 def _settle(trained: CompressionScheduler) -> dict[str, Any]:
     """Put into the weights what the forward pass uses for them, and return the masks as they stay in force."""
-    if trained.quantized.readings or trained.quantized.passings:
+    if trained.quantized.weights or trained.quantized.activations:
         raise PrunekitError("the model is quantized already: export it as it is, or quantize a run without quantizers")
     with trained.masked():
         values = {p: p.detach().clone() for p in Parameters.of(trained.model).by_name.values()}
@@ -142,8 +142,9 @@ def _calibrate(scheduler: CompressionScheduler, application: Application, batche
     model, device = application.model, device_of(application.model)
     scheduler.on_epoch_begin(0)
     model.eval()
-    users: list[Reading | Passing] = [*scheduler.quantized.readings.values(), *scheduler.quantized.passings.values()]
-    quantizers = {id(user.quantizer): user.quantizer for user in users}
+    quantized = scheduler.quantized
+    values: list[QuantizedWeight | QuantizedActivation] = [*quantized.weights.values(), *quantized.activations.values()]
+    quantizers = {id(value.quantizer): value.quantizer for value in values}
     with ExitStack() as stack:
         for quantizer in quantizers.values():
             if isinstance(quantizer, Calibrated):

@@ -9,16 +9,14 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.utils.hooks import RemovableHandle
 
 from prunekit import ArgumentError, PluginError, hookimpl
 from prunekit.components import Context
-from prunekit.model import Activation, following_activations
+from prunekit.model import CONVOLUTION, LINEAR, Activation, following_activations, operation_of
 from prunekit.pruning import FixedSparsity, GradualSparsity, Groups, RankedPruner, RankSums, Units, wide
-
-_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
 @dataclass(kw_only=True)
@@ -149,7 +147,7 @@ class ActivationRanked(RankedPruner):
         layers = {}
         for name, weight in parameters.items():
             owner = modules.get(_bare(name).rpartition(".")[0])
-            if weight.dim() > 1 and not isinstance(owner, _LAYERS):
+            if weight.dim() > 1 and operation_of(owner) not in (CONVOLUTION, LINEAR):
                 what = f"{name!r} belongs to a {type(owner).__name__}, which is no convolution and no linear layer"
                 yield ArgumentError(*self._key(name, context), message=what)
             elif weight.dim() > 1:

@@ -16,12 +16,11 @@ from torch.utils.hooks import RemovableHandle
 
 from prunekit import ArgumentError, Progress, hookimpl
 from prunekit.components import Context
-from prunekit.model import owners
+from prunekit.model import CONVOLUTION, operation_of, owners
 from prunekit.pruning import FixedSparsity, Groups, RankedPruner, RankSums, generator_at, wide
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 @dataclass(kw_only=True)
@@ -69,11 +68,11 @@ class FMReconstructionChannelPruner(FixedSparsity, RankedPruner):
         yield from super().check(parameters, context)
         modules = owners(context.model)
         for name, weight in parameters.items():
-            owner = modules.get(name)
-            what = None
-            if not isinstance(owner, _CONVOLUTIONS) and weight.dim() > 1:
+            owner, what = modules[name], None
+            is_convolution = operation_of(owner) is CONVOLUTION
+            if not is_convolution and weight.dim() > 1:
                 what = f"belongs to a {type(owner).__name__}, which is no convolution"
-            elif isinstance(owner, _CONVOLUTIONS) and owner.groups != 1:
+            elif is_convolution and owner.groups != 1:
                 what = f"belongs to a convolution in {owner.groups} groups: an input channel reaches some outputs only"
             if what is not None:
                 yield ArgumentError(*self._key(name, context), message=f"{name!r} {what}")

@@ -11,11 +11,10 @@ from typing import Annotated
 from pydantic import Field
 from torch import Tensor
 from torch.nn import Module, Parameter
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunekit import ArgumentError
 from prunekit.components import Context, Selectors
-from prunekit.model import Parameters, following_batchnorms
+from prunekit.model import BATCH_NORM, Parameters, following_batchnorms, operation_of
 from prunekit.pruning import FixedSparsity, GradualSparsity, Units, prune_smallest_together
 
 Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
@@ -146,7 +145,7 @@ def _misfits(parameters: Mapping[str, Parameter], filters: list[str], model: Mod
 def _shifts(model: Module) -> dict[str, str]:
     """Scale -> shift of each batch normalization, by parameter name."""
     names = {id(parameter): name for name, parameter in Parameters.of(model).by_name.items()}
-    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.affine]
+    norms = [module for module in model.modules() if operation_of(module) is BATCH_NORM and module.affine]
     return {names[id(norm.weight)]: names[id(norm.bias)] for norm in norms}
 
 

@@ -17,7 +17,7 @@ from prunekit.components.effects import DropMasks, Effect, KeepMasks, SetMasks, 
 from prunekit.components.pruner import Listening, Observing, Pruner, PrunerArgs, Reconstructing, Scaling
 from prunekit.engine.policies.answers import chosen_masks, hands_off, must_own
 from prunekit.engine.policies.policy import Policy
-from prunekit.model.dataflow import folded_weight
+from prunekit.model.folding import folded_weight
 from prunekit.progress import Progress
 
 

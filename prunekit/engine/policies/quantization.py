@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.nn import Module
 
 from prunekit.components.context import Context
-from prunekit.components.quantizer import Quantizer, QuantizesModules
+from prunekit.components.quantizer import Quantizer
 from prunekit.engine.policies.policy import Policy
 from prunekit.progress import Progress
-from prunekit.quantization.forward import Passing, Reading
+from prunekit.quantization.quantizable import QuantizesModules
+from prunekit.quantization.values import QuantizedActivation, QuantizedWeight
 
 
 @dataclass(eq=False)
@@ -25,28 +26,31 @@ class QuantizationPolicy(Policy):
     Attributes:
         activations: the ones it quantizes, with their bits.
         bits: module -> its bits as the trace tells them, and by which line of the schedule.
-        untraced: modules whose activation functions can't be found, with the reason.
+        untraceable: modules whose activation functions can't be found, with the reason.
     """
 
     component: Quantizer
     activations: Mapping[str, int] = field(default_factory=dict)
     bits: Mapping[str, Mapping[str, int | str | None]] = field(default_factory=dict)
-    untraced: Mapping[str, str] = field(default_factory=dict)
-    readings: dict[str, Reading] = field(default_factory=dict)
-    passings: dict[str, Passing] = field(default_factory=dict)
+    untraceable: Mapping[str, str] = field(default_factory=dict)
+    quantized_weights: dict[str, QuantizedWeight] = field(default_factory=dict)
+    quantized_activations: dict[str, QuantizedActivation] = field(default_factory=dict)
 
     def begin(self, model: Module, masks: Mapping[str, Tensor], progress: Progress, blame: Callable[..., None]) -> None:
-        """An epoch begins: what the quantizer may know. Readings stay the same objects all through the window."""
+        """An epoch begins: what the quantizer may know.
+
+        Quantized weights and activations stay the same objects all through the window: the forward pass holds them.
+        """
         context = self.context(model, masks, progress)
         failed = partial(blame, hook="quantize", origin=self.origin)
         for name in self.parameters:
-            reading = self.readings.setdefault(name, Reading(name, self.component, context, masks, failed))
-            reading.context = context
+            weight = QuantizedWeight(name, self.component, context, masks, failed)
+            self.quantized_weights.setdefault(name, weight).context = context
         failed = partial(blame, hook="quantize_activation", origin=self.origin)
         for name in self.activations:
             assert isinstance(self.component, QuantizesModules)
-            passing = self.passings.setdefault(name, Passing(name, self.component, context, failed))
-            passing.context = context
+            activation = QuantizedActivation(name, self.component, context, failed)
+            self.quantized_activations.setdefault(name, activation).context = context
 
     def context(self, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> Context:
         return replace(super().context(model, masks, progress), activations=self.activations)
