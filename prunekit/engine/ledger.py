@@ -100,7 +100,7 @@ class Ledger:
     def set_weights(self, effect: SetWeights, cause: _Cause) -> None:
         """A pruner makes up for what it took away."""
         for name, values in effect.values.items():
-            self.masks.set_weights(name, values)
+            self.masks.prepare_weights(name, values)()
         if effect.values:
             self.trace.info("weights set", **cause.keys, parameters=list(effect.values))
 
@@ -126,7 +126,7 @@ class Ledger:
         for name, mask in effect.masks.items():
             if name not in before:
                 before[name] = self.masks.sparsity(name)
-            self.masks.zero(name, mask)
+            self.masks.prepare_zeros(name, mask)()
 
     def set_learning_rates(self, effect: SetLearningRates, cause: _Cause) -> None:
         """A schedule has a new value."""
@@ -199,7 +199,7 @@ class Ledger:
             raise PluginError(f"{who} returned {effect!r}; an effect or None was expected")
         try:
             if isinstance(effect, SetMasks | ZeroWeights):
-                self.masks.must_fit(effect.masks)
+                self.masks.must_be_masks(effect.masks)
             if isinstance(effect, SetWeights):
                 self.masks.must_be_values(effect.values)
             if isinstance(effect, SetLearningRates):

@@ -17,8 +17,8 @@ import torch
 from prunekit.components.effects import Origin
 from prunekit.engine.bus import moment
 from prunekit.errors import PrunekitError, StateError
-from prunekit.model.masks import count_nonzero
 from prunekit.model.optimizer import learning_rates
+from prunekit.model.parameter_mask import count_nonzero
 from prunekit.model.parameters import Parameters
 from prunekit.plugins.listeners import load_plugins
 from prunekit.plugins.lock import LOCK, Lock
