@@ -26,7 +26,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from importlib_metadata import EntryPoint
 
@@ -34,7 +33,9 @@ from prunekit import PluginError
 from prunekit.components.arguments import Argument, arguments_of
 from prunekit.components.docstrings import documented_arguments
 from prunekit.plugins.entry_points import GROUPS, LISTENERS, Offer
-from prunekit.plugins.registry import Found, Registry
+from prunekit.plugins.listeners import Listener
+from prunekit.plugins.registry import Registry
+from prunekit.plugins.run_time import RunTimeComponents
 from prunekit.schedule.json_schema import Schema, schema_document
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -103,29 +104,19 @@ def plugins_of(root: Path = ROOT) -> list[Plugin]:
 def registry_of(plugins: Iterable[Plugin]) -> Registry:
     """The classes that these plugins offer, at run time as well."""
     offers = [offer for plugin in plugins for offer in plugin.offers]
-    listeners = list(_listeners(offers))
-
-    def find(kind: str, name: str) -> list[Found]:
-        found = [(offer, listener.find_component(kind, name)) for offer, listener in listeners]
-        return [Found(cls, offer.distribution, offer.version) for offer, cls in found if cls is not None]
-
-    def names(kind: str) -> list[str]:
-        return [name for _, listener in listeners for name in listener.list_components(kind)]
-
     components = [offer for offer in offers if offer.kind in GROUPS]
-    return Registry(sorted(components, key=lambda offer: (offer.name, offer.distribution)), find, names)
+    return Registry(
+        sorted(components, key=lambda offer: (offer.name, offer.distribution)), RunTimeComponents(_listeners(offers))
+    )
 
 
-def _listeners(offers: Iterable[Offer]) -> Iterator[tuple[Offer, Any]]:
-    """Those that offer components."""
+def _listeners(offers: Iterable[Offer]) -> Iterator[Listener]:
     for offer in offers:
         if offer.kind == "listener":
             try:
-                listener = offer.load()
+                yield Listener(offer.name, offer.distribution, offer.version, offer.load(), offer.module)
             except PluginError:  # what it logs to is not installed
                 continue
-            if hasattr(listener, "find_component"):
-                yield offer, listener
 
 
 # All files

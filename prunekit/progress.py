@@ -29,6 +29,11 @@ class Progress(NamedTuple):
         """Whether the epoch ends with this mini-batch."""
         return self.minibatch == self.minibatches_per_epoch - 1
 
+    @property
+    def moment(self) -> dict[str, int]:
+        """Epoch and, within an epoch, mini-batch: the keys of a trace line."""
+        return {"epoch": self.epoch} | ({"minibatch": self.minibatch} if self.minibatch >= 0 else {})
+
 
 @dataclass(frozen=True, init=False)
 class Window:

@@ -9,7 +9,7 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from prunekit.components.effects import ModulesQuantized
-from prunekit.engine.bus import Result, moment
+from prunekit.components.origin import Result
 from prunekit.engine.ledger import Ledger
 from prunekit.engine.policies import Policy, QuantizationPolicy
 from prunekit.progress import Progress
@@ -51,7 +51,7 @@ class Quantizers:
             self._ledger.carry_out([told], "on_window_open", optimizer, progress)
         for module, reason in policy.untraced.items():
             what = {"module": module or self._name, "reason": reason}
-            self._ledger.trace.warning("activations left alone", **policy.origin._asdict(), **moment(progress), **what)
+            self._ledger.trace.warning("activations left alone", **policy.origin._asdict(), **progress.moment, **what)
 
     def groups(self, optimizer: Optimizer) -> list[dict[str, Any]]:
         """Groups for an optimizer: what quantizers train besides the model's own parameters."""

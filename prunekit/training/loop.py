@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from operator import attrgetter
@@ -14,8 +14,7 @@ from typing import Any
 
 import torch
 
-from prunekit.components.effects import Origin
-from prunekit.engine.bus import moment
+from prunekit.components.origin import Origin
 from prunekit.errors import PrunekitError, StateError
 from prunekit.model.optimizer import learning_rates
 from prunekit.model.parameter_mask import count_nonzero
@@ -59,6 +58,7 @@ def train(
     trace_level: Level = "info",
     resume: bool = False,
     trust: Trust | None = None,
+    listeners: Sequence[object] = (),
     settings: Mapping[str, Any] | None = None,
     on_epoch: Callable[[EpochResult], None] | None = None,
     on_minibatch: Callable[[MinibatchResult], None] | None = None,
@@ -77,6 +77,7 @@ def train(
         trace_level: at `debug` each hook implementation leaves a line.
         resume: continue from the checkpoint in `run_dir`, bit for bit as if never stopped.
         trust: which plugins may be loaded; all that are installed, by default.
+        listeners: objects, modules or classes with hook implementations, which run after those that are installed.
         settings: plain data to keep in the checkpoint, for whoever resumes.
         on_epoch: called after each epoch.
         on_minibatch: called after each mini-batch.
@@ -94,7 +95,8 @@ def train(
     trace = Trace(folder, trace_level, logger=warn)
     if device is not None:
         application.model.to(device)
-    scheduler = _scheduler(schedule, application, epochs=epochs, trace=trace, plugins=load_plugins(trust))
+    options = {"epochs": epochs, "trace": trace, "plugins": load_plugins(trust), "listeners": listeners}
+    scheduler = _scheduler(schedule, application, **options)
     run = Run(application, scheduler, trace, folder, {**(settings or {}), "epochs": epochs, "seed": seed})
     run.on_epoch, run.on_minibatch = on_epoch, on_minibatch
     with run.watched():
@@ -179,11 +181,11 @@ class Run:
             yield
         except KeyboardInterrupt as interrupt:
             now = self.scheduler.progress
-            self.trace.info("training interrupted", **moment(now))
+            self.trace.info("training interrupted", **now.moment)
             raise TrainingInterrupted(now.epoch, now.minibatch, self.done) from interrupt
         except Exception as error:
             now, text = self.scheduler.progress, f"{type(error).__name__}: {error}"
-            self.trace.error("training failed", **moment(now), error=text)
+            self.trace.error("training failed", **now.moment, error=text)
             raise
 
     def epoch(self, epoch: int) -> None:
