@@ -111,7 +111,7 @@ class Effect(ABC):
 
 def effect_names() -> list[str]:
     """The effects that a hook implementation may return."""
-    return [effect.__name__ for effect in Effect.__subclasses__()]
+    return [effect.__name__ for effect in Effect.__subclasses__() if effect.__module__ == __name__]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from prunekit.components.origin import Origin, Result
-from prunekit.errors import PluginError
+from prunekit.errors import PluginError, shortened
 
 _Wrapper = Callable[..., Generator[None, Any, Any]]
 
@@ -73,7 +73,7 @@ class Watched:
     def _checked(self, results: Any, before: Sequence[Result]) -> list[Result]:
         """What it returned; all that it has not left as it was is its own."""
         if not self.first_result and not isinstance(results, list | tuple):
-            raise PluginError(f"the wrapper of {self.origin} must return the list of results, got {results!r}")
+            raise PluginError(f"a wrapper must return the list of results, got {shortened(results)}")
         known = {id(result) for result in before}
         return [
             item if id(item) in known else Result(self.origin, item.value if isinstance(item, Result) else item)
