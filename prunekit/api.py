@@ -1,6 +1,6 @@
 """The names that `prunekit` offers, each from the room where it lives."""
 
-from prunekit.components.effects import MaskChange as MaskChange, Origin as Origin
+from prunekit.components.origin import MaskChange as MaskChange, Origin as Origin
 from prunekit.errors import (
     ArgumentError as ArgumentError,
     PluginError as PluginError,

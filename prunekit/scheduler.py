@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
-from prunekit.components.effects import MaskChange
+from prunekit.components.origin import MaskChange, Result
 from prunekit.engine.build import build
-from prunekit.engine.bus import EventBus, Result
+from prunekit.engine.bus import EventBus
 from prunekit.engine.conflicts import exhausted, idle_policies
 from prunekit.engine.ledger import Ledger
 from prunekit.engine.policies import LRPolicy, Policy, PruningPolicy
@@ -23,7 +23,7 @@ from prunekit.errors import PrunekitError, ScheduleError
 from prunekit.model.masks import Masks
 from prunekit.model.optimizer import learning_rates, set_groups
 from prunekit.model.parameters import Parameters
-from prunekit.plugins.listeners import Plugins, core_entry, load_plugins
+from prunekit.plugins.listeners import Plugins, core_entry, given_listeners, load_plugins
 from prunekit.plugins.lock import Lock
 from prunekit.progress import BEFORE_TRAINING, Clock, Progress
 from prunekit.quantization.forward import QuantizedForward
@@ -48,6 +48,7 @@ class CompressionScheduler:
         epochs: the length of the run, if known: a policy that never acts within it is an error.
         trace: where lines go; `Trace(run_dir)` keeps them in a folder.
         plugins: what may be used; `load_plugins()`, all that is installed, by default.
+        listeners: objects, modules or classes with hook implementations, which run after those that are installed.
 
     Raises:
         ScheduleError: every problem found in the schedule, before anything is changed.
@@ -62,17 +63,20 @@ class CompressionScheduler:
         epochs: int | None = None,
         trace: Trace | None = None,
         plugins: Plugins | None = None,
+        listeners: Sequence[object] = (),
     ) -> None:
         self.schedule, self.model, self.optimizer = schedule, model, optimizer
         self.trace = trace or Trace()
         plugins = plugins or load_plugins()
+        given, unusable = given_listeners(listeners, plugins.listeners)
+        plugins = plugins.plus(given)
         built = build(schedule, plugins.registry, model, optimizer, epochs)
-        if problems := [*schedule.problems(), *built.problems, *plugins.problems]:
+        if problems := [*schedule.problems(), *built.problems, *unusable, *plugins.problems]:
             raise ScheduleError(problems)
-        for listener in plugins.broken:
-            self.trace.warning("plugin broken", plugin=str(listener.offer), error=listener.reason)
-        for listener in plugins.switched_off:
-            self.trace.info("plugin left out", plugin=str(listener.offer), reason=listener.reason)
+        for unused in plugins.broken:
+            self.trace.warning("plugin broken", plugin=str(unused.offer), error=unused.reason)
+        for unused in plugins.switched_off:
+            self.trace.info("plugin left out", plugin=str(unused.offer), reason=unused.reason)
         for warning in [*schedule.warnings(), *built.warnings]:
             self.trace.warning("schedule", problem=str(warning))
         self._policies, self._components = built.policies, built.components
@@ -364,8 +368,8 @@ class CompressionScheduler:
     def _open(self) -> None:
         """Put on the bus what is live now, and say whose window opens."""
         now = self.progress
-        participants = {id(p): p for policy in self._policies for p in policy.participants(now)}
-        self._bus.set_live(participants.values())
+        live = {id(each): each for policy in self._policies for each in policy.implementations(now)}
+        self._bus.set_live(live.values())
         acting = [policy for policy in self._policies if policy.window.is_active(now)]
         self._masks.activate(n for policy in acting if isinstance(policy, PruningPolicy) for n in policy.parameters)
         self._quantizers.open(now)

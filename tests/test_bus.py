@@ -25,11 +25,11 @@ from prunekit import (
     hookimpl,
 )
 from prunekit.components import Context, LossTerm, SetLearningRates, SetMasks, ZeroWeights
-from prunekit.components.effects import Origin
-from prunekit.engine.bus import EventBus, Participant
+from prunekit.components.origin import Origin
+from prunekit.engine.bus import EventBus
 from prunekit.hookspecs import PROJECT
 from prunekit.model.masks import Masks
-from prunekit.plugins import listeners as plugins
+from prunekit.plugins.hooks import HOOKS, Implementations
 from prunekit.plugins.listeners import Listener, load_plugins
 
 SCHEDULE = {
@@ -151,7 +151,7 @@ def test_idle_policies_are_not_on_the_bus() -> None:
     options = {"trace": SILENT, "plugins": without_listeners()}
     scheduler = CompressionScheduler.from_dict({**SCHEDULE, "policies": policies}, model, optimizer, **options)
     scheduler.on_epoch_begin(0)
-    assert [hook for hook in plugins.HOOKS if scheduler._bus.hears(hook)] == []
+    assert [hook for hook in HOOKS if scheduler._bus.hears(hook)] == []
 
 
 # Plugins that fail
@@ -439,11 +439,11 @@ def test_a_listener_that_fails_undoes_what_was_zeroed_for_once_too(dashboard: Da
     assert dashboard.seen == [("open", "policies[0]")]  # and no word of weights zeroed in that epoch
 
 
-def test_participants_run_in_the_order_given_and_listeners_last() -> None:
+def test_implementations_run_in_the_order_given_and_listeners_last() -> None:
     order: list[str] = []
 
-    def participant(name: str) -> Participant:
-        return Participant(Origin(name, name, "", ""), {"on_epoch_begin": lambda: order.append(name)})
+    def live(name: str) -> Implementations:
+        return Implementations(Origin(name, name, "", ""), {"on_epoch_begin": lambda: order.append(name)})
 
     class Last:
         @hookimpl
@@ -451,10 +451,10 @@ def test_participants_run_in_the_order_given_and_listeners_last() -> None:
             order.append("listener")
 
     bus = EventBus(SILENT, lambda: Progress(0), [Listener("last", "last", "1", Last())])
-    bus.set_live([participant("a"), participant("b"), participant("c")])
+    bus.set_live([live("a"), live("b"), live("c")])
     bus.fire("on_epoch_begin", model=None, masks={}, optimizer=None, progress=Progress(0))
     assert order == ["a", "b", "c", "listener"]
-    bus.set_live([participant("d")])
+    bus.set_live([live("d")])
     bus.fire("on_epoch_begin", model=None, masks={}, optimizer=None, progress=Progress(0))
     assert order == ["a", "b", "c", "listener", "d", "listener"]
 

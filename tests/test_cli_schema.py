@@ -16,11 +16,13 @@ from jsonschema import Draft202012Validator
 from pydantic import Field
 from typing_extensions import TypedDict
 
+from prunekit import hookimpl
 from prunekit.cli.group import prunekit
 from prunekit.engine.build import build
 from prunekit.plugins.entry_points import Offer
-from prunekit.plugins.listeners import load_plugins
-from prunekit.plugins.registry import Found, Registry
+from prunekit.plugins.listeners import Listener, load_plugins
+from prunekit.plugins.registry import Registry
+from prunekit.plugins.run_time import RunTimeComponents
 from prunekit.plugins.scaffold import create_plugin
 from prunekit.schedule.json_schema import schema_document
 from prunekit.schedule.schedule import parse
@@ -59,15 +61,22 @@ def offer(name: str, distribution: str) -> Offer:
     return Offered("pruner", name, distribution, "1.0", EntryPoint(name, f"no_such_module:{name}", "prunekit.pruners"))
 
 
-def find(kind: str, name: str) -> Found | None:
-    return [Found(Second, "late", "2.0")] if (kind, name) == ("extension", "Late") else []
+class Late:
+    """A listener that offers an extension."""
+
+    @hookimpl
+    def find_component(self, kind: str, name: str) -> type | None:
+        return Second if (kind, name) == ("extension", "Late") else None
+
+    @hookimpl
+    def list_components(self, kind: str) -> Iterable[str]:
+        return ["Late"] if kind == "extension" else []
 
 
-def names(kind: str) -> Iterable[str]:
-    return ["Late"] if kind == "extension" else []
-
-
-REGISTRY = Registry([offer("First", "one"), offer("Second", "one"), offer("Second", "two")], find, names)
+REGISTRY = Registry(
+    [offer("First", "one"), offer("Second", "one"), offer("Second", "two")],
+    RunTimeComponents([Listener("late", "late", "2.0", Late)]),
+)
 
 
 @pytest.fixture(scope="module")

@@ -56,7 +56,7 @@ from prunekit import (
     hookimpl,
     hookspecs,
 )
-from prunekit.plugins.listeners import HOOKS
+from prunekit.plugins.hooks import HOOKS
 from prunekit.schedule.yaml_source import Source
 from prunekit.trace import LEVELS, read
 

@@ -16,8 +16,10 @@ from test_registry import Install, fake_site, refusal, run, schedule
 
 from prunekit import CompressionScheduler, PluginError, Trace, hookimpl
 from prunekit.plugins.entry_points import Offer
-from prunekit.plugins.listeners import Listener, create_registry, hook_names, load_plugins
+from prunekit.plugins.hooks import hook_names
+from prunekit.plugins.listeners import Listener, load_plugins
 from prunekit.plugins.registry import Registry
+from prunekit.plugins.run_time import RunTimeComponents
 
 LISTENER = """\
 from prunekit import hookimpl
@@ -261,7 +263,7 @@ def test_of_two_listeners_that_answer_to_one_name_the_schedule_says_which() -> N
         return module
 
     listeners = [Listener("a", "dist-a", "1", offering(int)), Listener("b", "dist-b", "1", offering(str))]
-    registry = create_registry(listeners)
+    registry = Registry(run_time=RunTimeComponents(listeners))
     assert registry.find("pruner", "dist-a:X").cls is int
     assert registry.find("pruner", "dist-b:X").cls is str
     with pytest.raises(PluginError, match="dist-a 1 and dist-b 1 both offer pruner 'X'; say which: class: dist-a:X"):

@@ -7,14 +7,15 @@ import tomllib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from importlib_metadata import EntryPoint
 
 from docs.generate.text import ROOT
 from prunekit import PluginError
 from prunekit.plugins.entry_points import GROUPS, LISTENERS, Offer
-from prunekit.plugins.registry import Found, Registry
+from prunekit.plugins.listeners import Listener
+from prunekit.plugins.registry import Registry
+from prunekit.plugins.run_time import RunTimeComponents
 
 
 @dataclass(frozen=True)
@@ -68,26 +69,16 @@ def plugins_of(root: Path = ROOT) -> list[Plugin]:
 def registry_of(plugins: Iterable[Plugin]) -> Registry:
     """The classes that these plugins offer, at run time as well."""
     offers = [offer for plugin in plugins for offer in plugin.offers]
-    listeners = list(_listeners(offers))
-
-    def find(kind: str, name: str) -> list[Found]:
-        found = [(offer, listener.find_component(kind, name)) for offer, listener in listeners]
-        return [Found(cls, offer.distribution, offer.version) for offer, cls in found if cls is not None]
-
-    def names(kind: str) -> list[str]:
-        return [name for _, listener in listeners for name in listener.list_components(kind)]
-
     components = [offer for offer in offers if offer.kind in GROUPS]
-    return Registry(sorted(components, key=lambda offer: (offer.name, offer.distribution)), find, names)
+    return Registry(
+        sorted(components, key=lambda offer: (offer.name, offer.distribution)), RunTimeComponents(_listeners(offers))
+    )
 
 
-def _listeners(offers: Iterable[Offer]) -> Iterator[tuple[Offer, Any]]:
-    """Those that offer components."""
+def _listeners(offers: Iterable[Offer]) -> Iterator[Listener]:
     for offer in offers:
         if offer.kind == "listener":
             try:
-                listener = offer.load()
+                yield Listener(offer.name, offer.distribution, offer.version, offer.load(), offer.module)
             except PluginError:  # what it logs to is not installed
                 continue
-            if hasattr(listener, "find_component"):
-                yield offer, listener

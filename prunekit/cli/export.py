@@ -57,7 +57,7 @@ def export(
 
 
 def _contents(model: Compressed) -> Iterator[str]:
-    from prunekit.model.masks import count_nonzero
+    from prunekit.model.parameter_mask import count_nonzero
 
     parameters = list(model.names)
     numbers, kept = sum(p.numel() for p in parameters), sum(count_nonzero(p) for p in parameters)

@@ -139,17 +139,22 @@ def _checked(row: Row, offer: Offer) -> Row:
 
 def _at_run_time(offers: Sequence[Offer]) -> Iterator[Row]:
     """What the listeners among them offer where no entry point has the name."""
+    from prunekit.errors import PluginError
     from prunekit.plugins.entry_points import GROUPS
-    from prunekit.plugins.listeners import create_registry, load_plugins
+    from prunekit.plugins.listeners import load_plugins
+    from prunekit.plugins.registry import Registry
+    from prunekit.plugins.run_time import RunTimeComponents
 
-    registered = create_registry([])
+    registered = Registry()
     for listener in load_plugins(offers=[offer for offer in offers if offer.kind == "listener"]).listeners:
         row = Row("", "", listener.distribution, listener.version, f"find_component of {listener.name}")
         for kind in GROUPS:
             try:
-                names = set(create_registry([listener]).names(kind)) - set(registered.names(kind))
-            except Exception as error:
-                reason = f"list_components failed: {type(error).__name__}: {error}"
+                offered = RunTimeComponents([listener])
+                offered.must_list(kind)
+                names = set(offered.names(kind)) - set(registered.names(kind))
+            except PluginError as error:
+                reason = str(error)
                 yield replace(row, kind=kind, name="?", state="broken", reason=reason, traceback=traceback.format_exc())
             else:
                 yield from (replace(row, kind=kind, name=name) for name in sorted(names))

@@ -10,12 +10,17 @@ from prunekit.components.effects import (
     DropMasks,
     Effect,
     KeepMasks,
-    LossTerm,
     ModulesQuantized,
     SetLearningRates,
     SetMasks,
     SetWeights,
     ZeroWeights,
+)
+from prunekit.components.loss_term import (
+    LossTerm,
+)
+from prunekit.components.origin import (
+    Result,
 )
 from prunekit.components.pruner import (
     Listening,
@@ -51,6 +56,7 @@ __all__ = [
     "Quantizer",
     "Reconstructing",
     "Regularizer",
+    "Result",
     "Scaling",
     "Selectors",
     "SetLearningRates",

@@ -1,37 +1,121 @@
-"""What hook implementations return, and by whose hand it is."""
+"""What hook implementations return: effects on a network, each of them whole in one class."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from numbers import Real
+from typing import Any
 
 from torch import Tensor
+from torch.optim import Optimizer
+
+from prunekit.components.origin import MaskChange, Origin
+from prunekit.errors import PluginError, shortened
+from prunekit.model.masks import Masks
+from prunekit.model.optimizer import current_groups, learning_rates, must_fit_groups, set_groups
+from prunekit.trace import Level
 
 
-class Origin(NamedTuple):
-    """By whose hand: the policy, its component, and the distribution that offers it."""
+@dataclass(frozen=True)
+class Network:
+    """What effects may touch: masks, the weights under them, and the optimizer."""
 
-    policy: str
-    component: str
-    plugin: str
-    version: str
+    masks: Masks
+    optimizer: Optimizer | None
+
+
+@dataclass(frozen=True)
+class Told:
+    """What is told of an effect: a line of the trace, and the hook in which listeners hear of it.
+
+    Attributes:
+        event: the line's message.
+        values: what the line says besides whose effect it is, and when.
+        level: of the line.
+        hook: in which listeners hear of it, with `arguments` and the progress; none where empty.
+        changes: what became of masks, to keep account of.
+    """
+
+    event: str
+    values: Mapping[str, Any]
+    level: Level = "info"
+    hook: str = ""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    changes: Sequence[MaskChange] = ()
+
+
+class Effect(ABC):
+    """Something that a hook implementation wants done, once all implementations of the event have returned.
+
+    All of an event's effects are checked (`must_fit`), then made ready (`prepare`), then carried out in their order.
+    Only prunekit has effects: what any of them touches it must be able to veto, to tell and to undo.
+    """
+
+    @property
+    def parameters(self) -> Sequence[str]:
+        """The parameters whose masks or weights it changes: they are put back where the event fails."""
+        return ()
+
+    @property
+    def heard_in(self) -> str:
+        """The hook in which listeners hear of it as it is carried out; empty where they do not."""
+        return ""
+
+    @property
+    def proposed(self) -> Mapping[str, Tensor]:
+        """Masks that somebody may veto."""
+        return {}
+
+    @property
+    def is_pruning(self) -> bool:
+        """Whether it is left undone where masks are vetoed that the same implementation proposed."""
+        return bool(self.proposed)
+
+    @property
+    def is_summed_up(self) -> bool:
+        """Whether it is told in one line at the end of the epoch, with what became of its `parameters` since."""
+        return False
+
+    def must_fit(self, network: Network) -> None:  # noqa: B027, most fit anything
+        """Whether it can be carried out; nothing has been touched yet.
+
+        Raises:
+            PluginError: it can't be.
+        """
+
+    def remember(self, network: Network) -> Callable[[], None]:
+        """How to put back what it touches besides `parameters`."""
+        return lambda: None
+
+    @abstractmethod
+    def prepare(self, network: Network, origin: Origin) -> Iterator[Told]:
+        """Take the memory that is needed, and touch nothing; iterating over what is returned does it, and tells."""
+
+    @staticmethod
+    def summed_up(changes: Sequence[MaskChange]) -> Told:
+        """What is told of all of these at the end of an epoch."""
+        raise NotImplementedError
 
     def __str__(self) -> str:
-        parts = (self.component, self.policy, f"{self.plugin} {self.version}".strip())
-        return ", ".join(part for part in parts if part)
+        return " of ".join([type(self).__name__, *([", ".join(self.parameters)] if self.parameters else [])])
+
+    def __init_subclass__(cls) -> None:
+        if cls.__module__ != __name__:
+            raise PluginError(
+                f"{cls.__module__}.{cls.__qualname__} can't be an effect of its own: prunekit could neither veto it "
+                f"nor undo it; return {', '.join(effect_names())}"
+            )
+
+
+def effect_names() -> list[str]:
+    """The effects that a hook implementation may return."""
+    return [effect.__name__ for effect in Effect.__subclasses__() if effect.__module__ == __name__]
 
 
 @dataclass(frozen=True)
-class LossTerm:
-    """A named scalar that is added to the loss."""
-
-    name: str
-    value: Tensor
-
-
-@dataclass(frozen=True)
-class SetMasks:
+class SetMasks(Effect):
     """New masks for some parameters, in place of the ones their pruner set before.
 
     `forward_only`: masked in the forward pass, not after the optimizer's step. `double_copies`: the optimizer updates
@@ -45,59 +129,207 @@ class SetMasks:
     left_out: Sequence[str] = ()
     scales: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def parameters(self) -> Sequence[str]:
+        return tuple(self.masks)
+
+    @property
+    def heard_in(self) -> str:
+        return "on_masks_changed"
+
+    @property
+    def proposed(self) -> Mapping[str, Tensor]:
+        return self.masks
+
+    def must_fit(self, network: Network) -> None:
+        network.masks.must_be_masks(self.masks)
+        for name, scale in self.scales.items():
+            if not isinstance(scale, Real):
+                raise PluginError(f"the scale of {name!r} must be a number, got {shortened(scale)}")
+
+    def prepare(self, network: Network, origin: Origin) -> Iterator[Told]:
+        flags = {"forward_only": self.forward_only, "double_copies": self.double_copies}
+        changes = {
+            name: network.masks.prepare_mask(name, mask, scale=self.scales.get(name, 1.0), **flags)
+            for name, mask in self.masks.items()
+        }
+        return self._carry_out(changes, origin)
+
+    def _carry_out(self, changes: Mapping[str, _Change], origin: Origin) -> Iterator[Told]:
+        yield from _changed("masks changed", changes, origin)
+        if self.left_out:
+            yield Told("nothing pruned", {"parameters": list(self.left_out)})
+
 
 @dataclass(frozen=True)
-class SetWeights:
+class SetWeights(Effect):
     """New values for some parameters; what is masked stays zero."""
 
     values: Mapping[str, Tensor]
 
+    @property
+    def parameters(self) -> Sequence[str]:
+        return tuple(self.values)
+
+    @property
+    def is_pruning(self) -> bool:
+        return True  # it makes up for what the masks take away
+
+    def must_fit(self, network: Network) -> None:
+        network.masks.must_be_values(self.values)
+
+    def prepare(self, network: Network, origin: Origin) -> Iterator[Told]:
+        return self._carry_out([network.masks.prepare_weights(name, value) for name, value in self.values.items()])
+
+    def _carry_out(self, changes: Sequence[Callable[[], None]]) -> Iterator[Told]:
+        for change in changes:
+            change()
+        if self.values:
+            yield Told("weights set", {"parameters": list(self.values)})
+
 
 @dataclass(frozen=True)
-class KeepMasks:
+class KeepMasks(Effect):
     """From now on the masks of these parameters are enforced after every optimizer step."""
 
     names: Sequence[str]
 
+    @property
+    def parameters(self) -> Sequence[str]:
+        return self.names
+
+    @property
+    def heard_in(self) -> str:
+        return "on_masks_changed"
+
+    def must_fit(self, network: Network) -> None:
+        network.masks.must_be_names(self.names)
+
+    def prepare(self, network: Network, origin: Origin) -> Iterator[Told]:
+        # Which of them have masks is known only when the effects before this one are carried out.
+        masks = network.masks
+        kept = [MaskChange(name, *masks.keep(name), origin) for name in self.names if name in masks]
+        if kept:
+            yield _told("masks kept", kept)
+
 
 @dataclass(frozen=True)
-class DropMasks:
+class DropMasks(Effect):
     """The masks of these parameters are forgotten; their weights stay as they are."""
 
     names: Sequence[str]
 
+    @property
+    def parameters(self) -> Sequence[str]:
+        return self.names
+
+    def must_fit(self, network: Network) -> None:
+        network.masks.must_be_names(self.names)
+
+    def prepare(self, network: Network, origin: Origin) -> Iterator[Told]:
+        dropped = [name for name in self.names if name in network.masks]
+        for name in dropped:
+            network.masks.drop(name)
+        if dropped:
+            yield Told("masks dropped", {"parameters": dropped}, "debug")
+
 
 @dataclass(frozen=True)
-class ZeroWeights:
+class ZeroWeights(Effect):
     """Weights to set to zero once (False zeroes); with `keep` the zeros stay, besides any pruner's mask."""
 
     masks: Mapping[str, Tensor]
     keep: bool = False
 
+    @property
+    def parameters(self) -> Sequence[str]:
+        return tuple(self.masks)
+
+    @property
+    def heard_in(self) -> str:
+        return "on_masks_changed" if self.keep else ""
+
+    @property
+    def is_summed_up(self) -> bool:
+        return not self.keep  # it comes with each mini-batch
+
+    def must_fit(self, network: Network) -> None:
+        network.masks.must_be_masks(self.masks)
+
+    def prepare(self, network: Network, origin: Origin) -> Iterator[Told]:
+        if self.keep:
+            kept = {name: network.masks.prepare_kept(name, mask) for name, mask in self.masks.items()}
+            return _changed("masks kept", kept, origin)
+        return self._carry_out([network.masks.prepare_zeros(name, mask) for name, mask in self.masks.items()])
+
+    def _carry_out(self, changes: Sequence[Callable[[], None]]) -> Iterator[Told]:
+        for change in changes:
+            change()
+        yield from ()
+
+    @staticmethod
+    def summed_up(changes: Sequence[MaskChange]) -> Told:
+        return _told("weights zeroed", changes)
+
 
 @dataclass(frozen=True)
-class SetLearningRates:
+class SetLearningRates(Effect):
     """New values for each of the optimizer's parameter groups: `lr`, and what else a schedule cycles."""
 
     groups: Sequence[Mapping[str, Any]]
 
+    @property
+    def heard_in(self) -> str:
+        return "on_learning_rate_changed"
+
+    def must_fit(self, network: Network) -> None:
+        must_fit_groups(self.groups, network.optimizer)
+
+    def remember(self, network: Network) -> Callable[[], None]:
+        optimizer = _given(network.optimizer)
+        groups = current_groups(optimizer)
+        return lambda: set_groups(optimizer, groups)
+
+    def prepare(self, network: Network, origin: Origin) -> Iterator[Told]:
+        optimizer = _given(network.optimizer)
+        before = learning_rates(optimizer)
+        set_groups(optimizer, self.groups)
+        after = learning_rates(optimizer)
+        if after != before:
+            rates = {"before": before, "after": after}
+            yield Told("learning rate changed", rates, hook="on_learning_rate_changed", arguments=rates)
+
 
 @dataclass(frozen=True)
-class ModulesQuantized:
+class ModulesQuantized(Effect):
     """A quantizer works on these modules from now on: name -> `weights`, `activations`, `bias` in bits, and `by`."""
 
     bits: Mapping[str, Mapping[str, int | str | None]]
 
+    @property
+    def heard_in(self) -> str:
+        return "on_modules_quantized"
 
-Effect = SetMasks | SetWeights | KeepMasks | DropMasks | ZeroWeights | SetLearningRates | ModulesQuantized
-"""What a hook implementation may return; prunekit carries it out once all implementations of the event are done."""
+    def prepare(self, network: Network, origin: Origin) -> Iterator[Told]:
+        yield Told("modules quantized", {"bits": self.bits}, hook="on_modules_quantized", arguments={"bits": self.bits})
 
 
-@dataclass(frozen=True)
-class MaskChange:
-    """What became of one parameter; sparsities are counted from the tensor."""
+_Change = Callable[[], tuple[float, float]]
+"""Changes one parameter, and says its sparsity before and after."""
 
-    parameter: str
-    sparsity_before: float
-    sparsity_after: float
-    origin: Origin
+
+def _changed(event: str, changes: Mapping[str, _Change], origin: Origin) -> Iterator[Told]:
+    done = [MaskChange(name, *change(), origin) for name, change in changes.items()]
+    if done:
+        yield _told(event, done)
+
+
+def _told(event: str, changes: Sequence[MaskChange]) -> Told:
+    sparsity = {change.parameter: [change.sparsity_before, change.sparsity_after] for change in changes}
+    values, arguments = {"sparsity": sparsity}, {"changes": changes}
+    return Told(event, values, hook="on_masks_changed", arguments=arguments, changes=changes)
+
+
+def _given(optimizer: Optimizer | None) -> Optimizer:
+    assert optimizer is not None  # else it would not have fitted
+    return optimizer

@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 
 from prunekit.components.arguments import check_arguments, signature_of
 from prunekit.components.context import Context
-from prunekit.components.effects import Origin
 from prunekit.components.kinds import Kind
+from prunekit.components.origin import Origin
 from prunekit.components.pruner import PrunerArgs
 from prunekit.components.regularizer import RegularizerArgs
 from prunekit.engine.conflicts import collisions, exhausted, idle_policies

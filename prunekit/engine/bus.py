@@ -4,78 +4,56 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import pluggy
 
-import prunekit.hookspecs as hookspecs
-from prunekit.components.effects import Origin
-from prunekit.plugins.listeners import Listener, create_manager, hook_names
+from prunekit.components.origin import Origin, Result
+from prunekit.engine.wrappers import Watched
+from prunekit.errors import PluginError, shortened
+from prunekit.hookspecs import hookimpl, notification
+from prunekit.plugins.hooks import HOOKS, Implementations, Namespace, create_manager, options_of
+from prunekit.plugins.listeners import Listener
 from prunekit.progress import Progress
 from prunekit.trace import Trace
-
-_OPTIONS = f"{hookspecs.PROJECT}_impl"
-
-
-@dataclass(frozen=True)
-class Result:
-    """What one hook implementation returned."""
-
-    origin: Origin
-    value: Any
-
-
-@dataclass(eq=False)
-class Participant:
-    """Hook implementations that go on and off the bus together, and by whose hand they are."""
-
-    origin: Origin
-    hooks: Mapping[str, Callable[..., Any]]
-
-    @classmethod
-    def of(cls, implementation: object, origin: Origin) -> Participant:
-        """All hooks that a plugin's object or module implements."""
-        names = hook_names(implementation, str(origin))
-        return cls(origin, {name: getattr(implementation, name) for name in names})
 
 
 @dataclass
 class EventBus:
-    """One pluggy manager, its listeners, and the participants that are live now.
+    """One pluggy manager, its listeners, and the implementations that are live now.
 
     Args:
         trace: where a line goes for each implementation that runs, and for each that fails.
         now: the moment of training, for those lines.
-        listeners: on the bus for good, classes as instances of this bus alone; they run after the participants.
+        listeners: on the bus for good, classes as instances of this bus alone; they run after what is live.
     """
 
     trace: Trace
     now: Callable[[], Progress]
     listeners: Sequence[Listener] = ()
     _manager: pluggy.PluginManager = field(default_factory=create_manager)
-    _live: tuple[Participant, ...] = ()
+    _live: tuple[Implementations, ...] = ()
     _callers: dict[str, pluggy.HookCaller] = field(default_factory=dict)
-    _namespaces: dict[Participant, _Namespace] = field(default_factory=dict)
+    _namespaces: dict[Implementations, Namespace] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for listener in reversed(self.listeners):
-            origin = Origin("", listener.name, listener.distribution, listener.version)
-            self._manager.register(self._namespace(Participant.of(listener.instance(), origin)))
+            self._manager.register(self._namespace(listener.implementations()))
         self._find_callers()
 
-    def set_live(self, participants: Iterable[Participant]) -> None:
-        """From now on these participants run, in this order, and no others."""
-        live = tuple(participants)
+    def set_live(self, implementations: Iterable[Implementations]) -> None:
+        """From now on these run, in this order, and no others."""
+        live = tuple(implementations)
         if live == self._live:
             return
-        for participant in self._live:
-            self._manager.unregister(self._namespaces[participant])
+        for former in self._live:
+            self._manager.unregister(self._namespaces[former])
         # pluggy calls the last registered first.
-        for participant in reversed(live):
-            self._manager.register(self._namespace(participant))
+        for new in reversed(live):
+            self._manager.register(self._namespace(new))
         self._live = live
         self._find_callers()
 
@@ -103,40 +81,10 @@ class EventBus:
         results: list[Result] = caller(**arguments) if caller is not None else []
         return results
 
-    def ask(self, hook: str, **arguments: Any) -> Result | None:
-        """The first answer that is not None, of a hook whose first answer counts."""
+    def decide(self, hook: str, **arguments: Any) -> Result | None:
+        """The first result that is not None, of a hook where that one counts."""
         caller = self._callers.get(hook)
         return caller(**arguments) if caller is not None else None
-
-    def _find_callers(self) -> None:
-        callers = {name: getattr(self._manager.hook, name) for name in vars(self._manager.hook) if name[0] != "_"}
-        self._callers = {name: caller for name, caller in callers.items() if caller.get_hookimpls()}
-
-    def _namespace(self, participant: Participant) -> _Namespace:
-        if participant not in self._namespaces:
-            hooks = {name: self._watch(name, hook, participant.origin) for name, hook in participant.hooks.items()}
-            self._namespaces[participant] = _Namespace(**hooks)
-        return self._namespaces[participant]
-
-    def _watch(self, hook: str, function: Callable[..., Any], origin: Origin) -> Callable[..., Any]:
-        options = getattr(function, _OPTIONS, {})
-        if options.get("wrapper") or options.get("hookwrapper"):
-            return function  # a generator around the others: pluggy drives it
-
-        @functools.wraps(function)
-        def run(*arguments: Any) -> Result | None:
-            start = time.perf_counter_ns() if self.trace.debug_on else 0
-            try:
-                value = function(*arguments)
-            except Exception as error:
-                self.blame(error, hook, origin)
-                raise
-            if start:
-                ms = round((time.perf_counter_ns() - start) / 1e6, 3)
-                self.trace.debug("hook ran", **self._where(hook, origin), ms=ms)
-            return None if value is None else Result(origin, value)
-
-        return run if options else hookspecs.hookimpl(run)
 
     def blame(self, error: Exception, hook: str, origin: Origin) -> None:
         """Say in the error and in the trace whose it is."""
@@ -144,12 +92,57 @@ class EventBus:
         where = self._where(hook, origin)
         self.trace.error("hook failed", **where, error=f"{type(error).__name__}: {error}", exc_info=error)
 
+    def _find_callers(self) -> None:
+        callers = {name: getattr(self._manager.hook, name) for name in HOOKS}
+        self._callers = {name: caller for name, caller in callers.items() if caller.get_hookimpls()}
+
+    def _namespace(self, implementations: Implementations) -> Namespace:
+        if implementations not in self._namespaces:
+            origin = implementations.origin
+            hooks = {name: self._watched(name, hook, origin) for name, hook in implementations.hooks.items()}
+            self._namespaces[implementations] = Namespace(**hooks)
+        return self._namespaces[implementations]
+
+    def _watched(self, hook: str, function: Callable[..., Any], origin: Origin) -> Callable[..., Any]:
+        """What pluggy calls in place of an implementation: it leaves lines, and says whose result it is."""
+        options = options_of(function)
+        if options is not None and options["wrapper"]:
+            return self._watched_wrapper(hook, function, origin)
+        returns_nothing = HOOKS[hook] is notification
+
+        @functools.wraps(function)
+        def run(*arguments: Any, **optional: Any) -> Result | None:
+            start = time.perf_counter_ns() if self.trace.debug_on else 0
+            try:
+                value = function(*arguments, **optional)
+                if returns_nothing and value is not None:
+                    message = f"{hook} of {origin} returned {shortened(value)}; nothing is done with what it returns"
+                    raise PluginError(message)
+            except Exception as error:
+                self.blame(error, hook, origin)
+                raise
+            if start:
+                self._tell_ran(hook, origin, (time.perf_counter_ns() - start) / 1e6)
+            return None if value is None else Result(origin, value)
+
+        return run if options is not None else hookimpl(run)
+
+    def _watched_wrapper(self, hook: str, function: Callable[..., Any], origin: Origin) -> Callable[..., Any]:
+        return Watched(
+            function,
+            origin,
+            HOOKS[hook].first_result,
+            on_change=functools.partial(self._tell_change, hook, origin),
+            on_failure=functools.partial(self.blame, hook=hook, origin=origin),
+            on_return=functools.partial(self._tell_ran, hook, origin),
+        ).as_implementation()
+
+    def _tell_ran(self, hook: str, origin: Origin, ms: float) -> None:
+        if self.trace.debug_on:
+            self.trace.debug("hook ran", **self._where(hook, origin), ms=round(ms, 3))
+
+    def _tell_change(self, hook: str, origin: Origin, were: list[str], became: list[str]) -> None:
+        self.trace.info("results changed", **self._where(hook, origin), were=were, became=became)
+
     def _where(self, hook: str, origin: Origin) -> dict[str, Any]:
         return {"hook": hook, **origin._asdict(), **self.now().trace_keys()}
-
-
-class _Namespace:
-    """What pluggy registers: attributes and nothing else, equal to nothing but itself."""
-
-    def __init__(self, **hooks: Callable[..., Any]) -> None:
-        vars(self).update(hooks)

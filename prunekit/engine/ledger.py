@@ -10,22 +10,13 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from prunekit.components.effects import (
-    DropMasks,
-    KeepMasks,
-    LossTerm,
-    MaskChange,
-    ModulesQuantized,
-    Origin,
-    SetLearningRates,
-    SetMasks,
-    SetWeights,
-    ZeroWeights,
-)
-from prunekit.engine.bus import EventBus, Result
-from prunekit.errors import PluginError
+from prunekit.components.effects import Effect, Network, Told, effect_names
+from prunekit.components.loss_term import LossTerm
+from prunekit.components.origin import MaskChange, Origin, Result
+from prunekit.engine.bus import EventBus
+from prunekit.engine.epoch_sums import EpochSums
+from prunekit.errors import PluginError, shortened
 from prunekit.model.masks import Masks
-from prunekit.model.optimizer import current_groups, learning_rates, must_fit_groups, set_groups
 from prunekit.progress import Progress
 from prunekit.trace import Trace
 
@@ -37,12 +28,19 @@ class _Cause:
     origin: Origin
     hook: str
     progress: Progress
-    optimizer: Optimizer | None
 
     @property
     def keys(self) -> dict[str, Any]:
         """What a trace line says of it."""
         return {"hook": self.hook, **self.origin._asdict(), **self.progress.trace_keys()}
+
+
+@dataclass(frozen=True)
+class _Planned:
+    """An effect that is to be carried out."""
+
+    effect: Effect
+    cause: _Cause
 
 
 class Ledger:
@@ -54,119 +52,46 @@ class Ledger:
     def __init__(self, masks: Masks, bus: EventBus, trace: Trace) -> None:
         self.masks, self.bus, self.trace = masks, bus, trace
         self.changes: dict[str, list[tuple[int, MaskChange]]] = {}
-        self._terms: dict[str, Tensor] = {}
-        self._minibatches = 0
-        self._zeroed: dict[Origin, dict[str, float]] = {}
+        self._sums = EpochSums()
 
     def carry_out(self, results: Iterable[Result], hook: str, optimizer: Optimizer | None, progress: Progress) -> None:
-        """Do what an event's implementations returned, in their order: all of it, or nothing if a listener fails."""
-        wanted = [(result.origin, effect) for result in results for effect in flatten(result.value)]
-        for origin, effect in wanted:
-            with self._blaming(hook, origin):
-                self._must_fit(effect, f"{hook} of {origin}", optimizer)
-        vetoed = {
-            origin
-            for origin, effect in wanted
-            if isinstance(effect, SetMasks) and self._vetoed(effect, _Cause(origin, hook, progress, optimizer))
-        }
-        wanted = [
-            (o, effect) for o, effect in wanted if o not in vetoed or not isinstance(effect, SetMasks | SetWeights)
-        ]
-        undo = self._snapshot([effect for _, effect in wanted], optimizer)
+        """Do what an event's implementations returned, in their order: all of it or, if anything fails, nothing."""
+        network = Network(self.masks, optimizer)
+        planned = self._without_vetoed(self._checked(results, hook, network, progress))
+        # All that may fail for want of memory fails here, where nothing has been touched that would have to be undone.
+        prepared = [(plan, self._prepared(plan, network)) for plan in planned]
+        undo, told = self._remember(planned, network), []
         try:
-            for origin, effect in wanted:
-                _EFFECTS[type(effect)](self, effect, _Cause(origin, hook, progress, optimizer))
+            for plan, steps in prepared:
+                told += self._carry_out(plan, steps)
         except Exception:
-            undo()
-            self.trace.warning("effects undone", hook=hook, **progress.trace_keys())
+            self._after_failure(undo, hook, progress)
             raise
-
-    def set_masks(self, effect: SetMasks, cause: _Cause) -> None:
-        """A pruner has chosen."""
-
-        def change(name: str) -> tuple[float, float]:
-            return self.masks.set(
-                name,
-                effect.masks[name],
-                forward_only=effect.forward_only,
-                double_copies=effect.double_copies,
-                scale=effect.scales.get(name, 1.0),
-            )
-
-        self._change("masks changed", effect.masks, change, cause)
-        if effect.left_out:
-            self.trace.info("nothing pruned", **cause.keys, parameters=list(effect.left_out))
-
-    def set_weights(self, effect: SetWeights, cause: _Cause) -> None:
-        """A pruner makes up for what it took away."""
-        for name, values in effect.values.items():
-            self.masks.set_weights(name, values)
-        if effect.values:
-            self.trace.info("weights set", **cause.keys, parameters=list(effect.values))
-
-    def keep_masks(self, effect: KeepMasks, cause: _Cause) -> None:
-        """Masks become permanent."""
-        self._change("masks kept", [name for name in effect.names if name in self.masks], self.masks.keep, cause)
-
-    def drop_masks(self, effect: DropMasks, cause: _Cause) -> None:
-        """Masks are forgotten."""
-        dropped = [name for name in effect.names if name in self.masks]
-        for name in dropped:
-            self.masks.drop(name)
-        if dropped:
-            self.trace.debug("masks dropped", **cause.keys, parameters=dropped)
-
-    def zero_weights(self, effect: ZeroWeights, cause: _Cause) -> None:
-        """A regularizer drops weights: for good, or for once in each mini-batch, which the epoch's line sums up."""
-        if effect.keep:
-            change = lambda name: self.masks.intersect(name, effect.masks[name])  # noqa: E731
-            self._change("masks kept", effect.masks, change, cause)
-            return
-        before = self._zeroed.setdefault(cause.origin, {})
-        for name, mask in effect.masks.items():
-            if name not in before:
-                before[name] = self.masks.sparsity(name)
-            self.masks.zero(name, mask)
-
-    def set_learning_rates(self, effect: SetLearningRates, cause: _Cause) -> None:
-        """A schedule has a new value."""
-        optimizer = cause.optimizer
-        assert optimizer is not None  # else it would have been refused
-        before = learning_rates(optimizer)
-        set_groups(optimizer, effect.groups)
-        after = learning_rates(optimizer)
-        if after != before:
-            self.trace.info("learning rate changed", **cause.keys, before=before, after=after)
-            self.bus.fire("on_learning_rate_changed", before=before, after=after, progress=cause.progress)
-
-    def modules_quantized(self, effect: ModulesQuantized, cause: _Cause) -> None:
-        """A quantizer works on modules from now on."""
-        self.trace.info("modules quantized", **cause.keys, bits=effect.bits)
-        self.bus.fire("on_modules_quantized", bits=effect.bits, progress=cause.progress)
+        for each in told:
+            self._keep_account(each, progress.epoch)
 
     def add_terms(self, loss: Tensor, results: Iterable[Result]) -> Tensor:
-        """The loss plus the terms returned, which are summed for the epoch's line without waiting for the device."""
-        self._minibatches += 1
+        """The loss plus the terms returned."""
+        self._sums.count_minibatch()
         for result in results:
-            for term in flatten(result.value):
+            for term in _things(result.value):
                 with self._blaming("before_backward_pass", result.origin):
                     if not isinstance(term, LossTerm):
-                        raise PluginError(f"before_backward_pass of {result.origin} returned {term!r}, no LossTerm")
-                value, total = term.value.detach(), self._terms.get(term.name)
-                self._terms[term.name] = value if total is None else total + value
+                        raise PluginError(_unexpected("before_backward_pass", result.origin, term, "a LossTerm"))
+                    term.must_fit()
+                self._sums.add(term)
                 loss = loss + term.value
         return loss
 
     def sum_up_epoch(self, progress: Progress) -> None:
         """A line for the mean of each loss term over the epoch's mini-batches, and one for what each policy zeroed."""
-        if self._terms:
-            means = {name: float(total) / self._minibatches for name, total in self._terms.items()}
+        if means := self._sums.means():
             self.trace.info("loss terms", **progress.trace_keys(), means=means)
             self.bus.fire("on_loss_terms", means=means, progress=progress)
-        for origin, before in self._zeroed.items():
-            changes = [MaskChange(name, was, self.masks.sparsity(name), origin) for name, was in before.items()]
-            self._announce("weights zeroed", changes, _Cause(origin, "on_minibatch_end", progress, None))
-        self._terms, self._minibatches, self._zeroed = {}, 0, {}
+        for origin, hook, told in self._sums.told(self.masks):
+            self._keep_account(told, progress.epoch)
+            self._tell(told, _Cause(origin, hook, progress))
+        self._sums = EpochSums()
 
     def state_dict(self) -> dict[str, Any]:
         """What became of each parameter, as plain data."""
@@ -184,118 +109,119 @@ class Ledger:
             for name, changes in state.items()
         }
 
-    @contextmanager
-    def _blaming(self, hook: str, origin: Origin) -> Iterator[None]:
-        """What an implementation returned is its fault as much as what it raises."""
-        try:
-            yield
-        except PluginError as error:
-            self.bus.blame(error, hook, origin)
-            raise
+    # Before anything is done
 
-    def _must_fit(self, effect: object, who: str, optimizer: Optimizer | None) -> None:
-        """Refuse what can't be carried out before anything is."""
-        if type(effect) not in _EFFECTS:
-            raise PluginError(f"{who} returned {effect!r}; an effect or None was expected")
-        try:
-            if isinstance(effect, SetMasks | ZeroWeights):
-                self.masks.must_fit(effect.masks)
-            if isinstance(effect, SetWeights):
-                self.masks.must_be_values(effect.values)
-            if isinstance(effect, SetLearningRates):
-                must_fit_groups(effect.groups, optimizer)
-        except PluginError as error:
-            raise PluginError(f"{who} returned what does not fit: {error}") from None
+    def _checked(
+        self, results: Iterable[Result], hook: str, network: Network, progress: Progress
+    ) -> Iterator[_Planned]:
+        """The effects returned; what can't be carried out is refused."""
+        for result in results:
+            for effect in _things(result.value):
+                with self._blaming(hook, result.origin):
+                    self._must_fit(effect, hook, result.origin, network)
+                yield _Planned(effect, _Cause(result.origin, hook, progress))
 
-    def _vetoed(self, effect: SetMasks, cause: _Cause) -> bool:
-        """Whether somebody on the bus keeps these masks from being set; whose reason it was stands in the trace."""
-        if not effect.masks or not self.bus.hears("veto_pruning"):
-            return False
-        veto = self.bus.ask(
-            "veto_pruning", policy=cause.origin, masks=self.masks, proposed=effect.masks, progress=cause.progress
-        )
+    def _must_fit(self, effect: object, hook: str, origin: Origin, network: Network) -> None:
+        if not isinstance(effect, Effect):
+            raise PluginError(_unexpected(hook, origin, effect, "an effect", effect_names()))
+        try:
+            effect.must_fit(network)
+        except PluginError as error:
+            raise PluginError(f"{hook} of {origin} returned what does not fit: {error}") from None
+
+    def _without_vetoed(self, planned: Iterable[_Planned]) -> list[_Planned]:
+        """What is left when everybody on the bus was asked about the masks that are proposed."""
+        planned = list(planned)
+        vetoed = {plan.cause.origin for plan in planned if plan.effect.proposed and self._is_vetoed(plan)}
+        return [plan for plan in planned if not (plan.effect.is_pruning and plan.cause.origin in vetoed)]
+
+    def _is_vetoed(self, plan: _Planned) -> bool:
+        """Whether somebody keeps masks from being set; whose reason it was stands in the trace."""
+        cause, proposed = plan.cause, plan.effect.proposed
+        asked = {"policy": cause.origin, "masks": self.masks, "proposed": proposed, "progress": cause.progress}
+        veto = self.bus.decide("veto_pruning", **asked)
         if veto is None:
             return False
         with self._blaming("veto_pruning", veto.origin):
             if not isinstance(veto.value, str) or not veto.value:
-                raise PluginError(
-                    f"veto_pruning of {veto.origin} returned {veto.value!r}; a reason, as text, was expected"
-                )
-        parameters = list(effect.masks)
-        self.trace.info("pruning vetoed", **cause.keys, parameters=parameters, by=str(veto.origin), reason=veto.value)
+                raise PluginError(_unexpected("veto_pruning", veto.origin, veto.value, "a reason, as text,"))
+        details = {"parameters": list(proposed), "by": str(veto.origin), "reason": veto.value}
+        self.trace.info("pruning vetoed", **cause.keys, **details)
         return True
 
-    def _snapshot(self, effects: list[Any], optimizer: Optimizer | None) -> Callable[[], None]:
-        """How to put everything back if a listener fails over what it hears; what none hears of is not copied."""
-        heard = [index for index, effect in enumerate(effects, 1) if self.bus.hears(_heard_in(effect))]
-        if not heard:
-            return lambda: None
-        done = effects[: heard[-1]]  # nothing after it has begun when a listener fails
-        touched = {name for effect in done for name in _touched_by(effect)}
-        restore_masks = self.masks.snapshot(touched)
-        groups = [] if optimizer is None else current_groups(optimizer)
-        changes = {name: list(entries) for name, entries in self.changes.items()}
-        zeroed = {origin: dict(before) for origin, before in self._zeroed.items()}
+    def _prepared(self, plan: _Planned, network: Network) -> Iterator[Told]:
+        with self._blaming(plan.cause.hook, plan.cause.origin):
+            return plan.effect.prepare(network, plan.cause.origin)
 
-        def undo() -> None:
-            restore_masks()
-            self.changes, self._zeroed = changes, zeroed
-            if optimizer is not None:
-                set_groups(optimizer, groups)
+    def _remember(self, planned: list[_Planned], network: Network) -> Callable[[], None] | None:
+        """How to put everything back if a listener fails over what it hears; where none hears, nothing is copied."""
+        if not any(plan.effect.heard_in and self.bus.hears(plan.effect.heard_in) for plan in planned):
+            return None
+        touched = {name for plan in planned for name in plan.effect.parameters}
+        undo = [self.masks.snapshot(touched), self._sums.remember(), *(p.effect.remember(network) for p in planned)]
 
-        return undo
+        def undo_all() -> None:
+            for undo_one in undo:
+                undo_one()
 
-    def _change(
-        self, event: str, names: Iterable[str], change: Callable[[str], tuple[float, float]], cause: _Cause
-    ) -> None:
-        changes = [MaskChange(name, *change(name), cause.origin) for name in names]
-        self._announce(event, changes, cause)
+        return undo_all
 
-    def _announce(self, event: str, changes: list[MaskChange], cause: _Cause) -> None:
-        for entry in changes:
-            self._remember(entry, cause.progress.epoch)
-        if changes:
-            sparsity = {c.parameter: [c.sparsity_before, c.sparsity_after] for c in changes}
-            self.trace.info(event, **cause.keys, sparsity=sparsity)
-            self.bus.fire("on_masks_changed", changes=changes, progress=cause.progress)
+    # What is done
 
-    def _remember(self, change: MaskChange, epoch: int) -> None:
+    def _carry_out(self, plan: _Planned, steps: Iterator[Told]) -> list[Told]:
+        """One effect, and each step is told as it is done."""
+        cause = plan.cause
+        done: list[Told] = []
+        if plan.effect.is_summed_up:
+            self._sums.expect(plan.effect, cause.origin, cause.hook, self.masks)
+        while True:
+            with self._blaming(cause.hook, cause.origin):
+                told = next(steps, None)
+            if told is None:
+                return done
+            done.append(told)
+            self._tell(told, cause)
+
+    def _tell(self, told: Told, cause: _Cause) -> None:
+        getattr(self.trace, told.level)(told.event, **cause.keys, **told.values)
+        if told.hook:
+            self.bus.fire(told.hook, **told.arguments, progress=cause.progress)
+
+    def _after_failure(self, undo: Callable[[], None] | None, hook: str, progress: Progress) -> None:
+        """Put everything back; what was not remembered can't be, and that is not kept quiet."""
+        if undo is None:
+            self.trace.error("effects not undone", hook=hook, **progress.trace_keys())
+        else:
+            undo()
+            self.trace.warning("effects undone", hook=hook, **progress.trace_keys())
+
+    def _keep_account(self, told: Told, epoch: int) -> None:
         """The first and the last change by each origin are enough to say who pruned a tensor, and when."""
-        history = self.changes.setdefault(change.parameter, [])
-        if len([1 for _, known in history if known.origin == change.origin]) > 1:
-            history.remove(next(entry for entry in reversed(history) if entry[1].origin == change.origin))
-        history.append((epoch, change))
+        for change in told.changes:
+            history = self.changes.setdefault(change.parameter, [])
+            if len([1 for _, known in history if known.origin == change.origin]) > 1:
+                history.remove(next(entry for entry in reversed(history) if entry[1].origin == change.origin))
+            history.append((epoch, change))
+
+    @contextmanager
+    def _blaming(self, hook: str, origin: Origin) -> Iterator[None]:
+        """What becomes of what an implementation returned is its fault as much as what it raises."""
+        try:
+            yield
+        except Exception as error:
+            self.bus.blame(error, hook, origin)
+            raise
 
 
-def _heard_in(effect: Any) -> str:
-    """The hook in which listeners hear of an effect as it is carried out; empty where they do not."""
-    if isinstance(effect, SetMasks | KeepMasks) or (isinstance(effect, ZeroWeights) and effect.keep):
-        return "on_masks_changed"
-    if isinstance(effect, SetLearningRates):
-        return "on_learning_rate_changed"
-    return "on_modules_quantized" if isinstance(effect, ModulesQuantized) else ""
+def _unexpected(hook: str, origin: Origin, value: object, expected: str, names: Iterable[str] = ()) -> str:
+    known = f": {', '.join(names)}" if names else ""
+    return f"{hook} of {origin} returned {shortened(value)}; {expected} or None was expected{known}"
 
 
-def _touched_by(effect: Any) -> Iterable[str]:
-    """The parameters that an effect changes."""
-    return next((getattr(effect, key) for key in ("masks", "values", "names") if hasattr(effect, key)), ())
-
-
-_EFFECTS: dict[type, Callable[..., None]] = {
-    SetMasks: Ledger.set_masks,
-    SetWeights: Ledger.set_weights,
-    KeepMasks: Ledger.keep_masks,
-    DropMasks: Ledger.drop_masks,
-    ZeroWeights: Ledger.zero_weights,
-    SetLearningRates: Ledger.set_learning_rates,
-    ModulesQuantized: Ledger.modules_quantized,
-}
-
-
-def flatten(value: Any) -> Iterator[Any]:
+def _things(value: Any) -> Iterator[Any]:
     """One thing, or the things in a list."""
     if isinstance(value, list | tuple):
         for item in value:
-            yield from flatten(item)
+            yield from _things(item)
     elif value is not None:
         yield value

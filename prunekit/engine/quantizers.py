@@ -9,7 +9,7 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from prunekit.components.effects import ModulesQuantized
-from prunekit.engine.bus import Result
+from prunekit.components.origin import Result
 from prunekit.engine.ledger import Ledger
 from prunekit.engine.policies import Policy, QuantizationPolicy
 from prunekit.progress import Progress

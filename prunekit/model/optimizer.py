@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
 
-from prunekit.errors import PluginError, did_you_mean
+from prunekit.errors import PluginError, did_you_mean, shortened
 
 
 def set_groups(optimizer: Optimizer, groups: Sequence[Mapping[str, Any]]) -> None:
@@ -25,7 +26,8 @@ def must_fit_groups(groups: Sequence[Mapping[str, Any]], optimizer: Optimizer | 
     """Whether values can be written into an optimizer's groups.
 
     Raises:
-        PluginError: there is no optimizer, it has another number of groups, or a group has no such key.
+        PluginError: there is no optimizer, it has another number of groups, a group has no such key, or what must be
+            a number is none.
     """
     if optimizer is None:
         raise PluginError("a learning rate, and the scheduler has no optimizer")
@@ -35,6 +37,8 @@ def must_fit_groups(groups: Sequence[Mapping[str, Any]], optimizer: Optimizer | 
         for key in values:
             if key not in group:
                 raise PluginError(f"the optimizer's groups have no {key!r}{did_you_mean(key, group)}")
+            if (key == "lr" or isinstance(group[key], Tensor)) and not _is_number(values[key]):
+                raise PluginError(f"{key!r} of the optimizer's groups must be a number, got {shortened(values[key])}")
 
 
 def current_groups(optimizer: Optimizer) -> list[dict[str, Any]]:
@@ -48,3 +52,7 @@ def current_groups(optimizer: Optimizer) -> list[dict[str, Any]]:
 def learning_rates(optimizer: Optimizer | None) -> list[float]:
     """The learning rate of each group."""
     return [] if optimizer is None else [float(group["lr"]) for group in optimizer.param_groups]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)

@@ -13,7 +13,8 @@ from prunekit.components.arguments import Argument, arguments_of, type_name
 from prunekit.components.docstrings import documented_arguments as documented_arguments, summary
 from prunekit.errors import PluginError, did_you_mean
 from prunekit.plugins.entry_points import GROUPS, Offer
-from prunekit.plugins.listeners import Listener, Plugins, hook_names, must_be
+from prunekit.plugins.hooks import hook_names
+from prunekit.plugins.listeners import Listener, Plugins, must_be
 from prunekit.plugins.registry import Found
 
 
@@ -99,7 +100,7 @@ def _of_listener(listener: Listener) -> Card:
     what = listener.implementation
     owner = what if inspect.ismodule(what) or isinstance(what, type) else type(what)
     about = (listener.distribution, listener.version, summary(owner), _location(owner))
-    hooks = tuple(hook_names(what, listener.distribution))
+    hooks = tuple(listener.hook_names)
     return Card("listener", listener.name, *about, (), hooks, readme(listener.distribution))
 
 

@@ -1,23 +1,24 @@
-"""Installed plugins -> listeners and a registry, a fresh pluggy manager, and every way in which that can go wrong."""
+"""Listeners, installed or given from Python, and the plugins of a run: every way in which loading them can go wrong."""
 
 from __future__ import annotations
 
+import inspect
 import os
 import traceback
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
-from inspect import Parameter, getmembers_static, signature
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-import pluggy
 from packaging.utils import canonicalize_name
 
-import prunekit.hookspecs as hookspecs
 from prunekit.components.kinds import Kind
-from prunekit.errors import PluginError, Position, Problem, did_you_mean
+from prunekit.components.origin import Origin
+from prunekit.errors import PluginError, Position, Problem
 from prunekit.plugins.entry_points import GROUPS, Offer, listener_offers, this_version
-from prunekit.plugins.lock import Entry, hash_of
+from prunekit.plugins.hooks import Implementations, hook_names
+from prunekit.plugins.lock import Entry, hash_of, hash_of_source
 from prunekit.plugins.registry import Found, Registry
+from prunekit.plugins.run_time import RunTimeComponents
 from prunekit.plugins.trust import Trust
 
 DISABLE = "PRUNEKIT_DISABLE"
@@ -36,7 +37,8 @@ METHODS: dict[Kind, tuple[str, ...]] = {
 class Listener:
     """What hears every event, the distribution it comes from, and the module that this one offered.
 
-    `implementation` is a module, an object, or a class, of which each scheduler has an instance of its own.
+    `implementation` is a module, an object, or a class, of which each scheduler has an instance of its own. A listener
+    that is given from Python has no such module; its distribution is the module that defines it.
     """
 
     name: str
@@ -48,7 +50,26 @@ class Listener:
     @property
     def entry(self) -> Entry:
         """What a lock says of it."""
-        return Entry("listener", self.name, self.distribution, self.version, hash_of(self.module))
+        sha256 = hash_of(self.module) if self.module else hash_of_source(_definition(self.implementation))
+        return Entry("listener", self.name, self.distribution, self.version, sha256)
+
+    @property
+    def origin(self) -> Origin:
+        """By whose hand its effects are."""
+        return Origin("", self.name, self.distribution, self.version)
+
+    @property
+    def hook_names(self) -> list[str]:
+        """The hooks that it implements."""
+        return hook_names(self.implementation, str(self.origin))
+
+    def implementations(self) -> Implementations:
+        """What goes on a bus; of a class it is a new instance's.
+
+        Raises:
+            PluginError: the class can't be made without arguments.
+        """
+        return Implementations.of(self.instance(), self.origin)
 
     def instance(self) -> object:
         """What goes on a bus: a new instance of a class, a module or object as it is.
@@ -61,13 +82,13 @@ class Listener:
         try:
             return self.implementation()
         except Exception as error:
-            who = f"listener {self.name!r} of {self.distribution} {self.version}"
+            who = f"listener {self.name!r} of {self.distribution} {self.version}".rstrip()
             what = f"{type(error).__name__}: {error}"
             raise PluginError(f"{who} is a class that can't be made without arguments: {what}") from error
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class UnusedListener:
     """A listener that is not on the bus, and why; with a traceback it was meant to be."""
 
     offer: Offer
@@ -83,15 +104,15 @@ class Plugins:
         registry: component classes by name.
         listeners: what hears every event.
         broken: listeners that could not be used; they disturb nobody else.
-        switched_off: listeners that are not wanted.
+        switched_off: listeners that are not to be used.
         refused: what a lock does not hold with; with any of these a run must not begin.
         trust: what was allowed.
     """
 
     registry: Registry
     listeners: tuple[Listener, ...] = ()
-    broken: tuple[LeftOut, ...] = ()
-    switched_off: tuple[LeftOut, ...] = ()
+    broken: tuple[UnusedListener, ...] = ()
+    switched_off: tuple[UnusedListener, ...] = ()
     refused: tuple[str, ...] = ()
     trust: Trust = field(default_factory=Trust)
 
@@ -100,6 +121,21 @@ class Plugins:
         """What is refused, as the schedule's own problems are told."""
         file = self.trust.lock.path if self.trust.lock else ""
         return [Problem(Position(file), "", reason) for reason in self.refused]
+
+    def plus(self, listeners: Iterable[Listener]) -> Plugins:
+        """The same, and these listeners behind the others; they may offer components too."""
+        added = tuple(listeners)
+        if not added:
+            return self
+        registry, lock, refused = self.registry, self.trust.lock, list(self.refused)
+        if lock is not None:
+            entries = [listener.entry for listener in added]
+            found = set(lock.missing("listener", ())) - set(lock.missing("listener", entries))
+            refused = [reason for reason in refused if reason not in found]
+            refused += [objection for entry in entries if (objection := lock.objection(entry))]
+        run_time = (registry.run_time or RunTimeComponents()).plus(added)
+        registry = Registry(registry.offers, run_time, registry.trust, registry.left_out)
+        return replace(self, registry=registry, listeners=(*self.listeners, *added), refused=tuple(refused))
 
 
 def load_plugins(trust: Trust | None = None, offers: Iterable[Offer] | None = None) -> Plugins:
@@ -111,27 +147,28 @@ def load_plugins(trust: Trust | None = None, offers: Iterable[Offer] | None = No
     """
     trust = trust or Trust()
     listeners: list[Listener] = []
-    broken: list[LeftOut] = []
-    switched_off: list[LeftOut] = []
+    broken: list[UnusedListener] = []
+    switched_off: list[UnusedListener] = []
     refused: list[str] = []
     differing: list[Entry] = []
     for offer in listener_offers() if offers is None else offers:
-        if reason := _unwanted(offer, trust):
-            switched_off.append(LeftOut(offer, reason))
+        if reason := _reason_to_leave_out(offer, trust):
+            switched_off.append(UnusedListener(offer, reason))
             continue
         if trust.lock and (objection := trust.lock.objection(offer.entry)):
             refused.append(objection)
             differing.append(offer.entry)
             continue
         try:
-            listeners.append(_listener(offer))
+            listeners.append(_installed(offer))
         except PluginError as error:
-            broken.append(LeftOut(offer, str(error), traceback.format_exc()))
+            broken.append(UnusedListener(offer, str(error), traceback.format_exc()))
     if trust.lock:
         refused += trust.lock.missing("listener", [*differing, *(listener.entry for listener in listeners)])
         core = trust.lock.objection(core_entry())
         refused += [core] if core else []
-    registry = create_registry(listeners, trust, [str(listener.offer) for listener in (*switched_off, *broken)])
+    left_out = [str(listener.offer) for listener in (*switched_off, *broken)]
+    registry = Registry(run_time=RunTimeComponents(listeners), trust=trust, left_out=left_out)
     return Plugins(registry, tuple(listeners), tuple(broken), tuple(switched_off), tuple(refused), trust)
 
 
@@ -165,116 +202,54 @@ def must_be(found: Found, kind: Kind, name: str) -> None:
     hook_names(found.cls, found.distribution)
 
 
-def create_manager() -> pluggy.PluginManager:
-    """A manager that knows prunekit's hooks and nobody else's."""
-    manager = pluggy.PluginManager(hookspecs.PROJECT)
-    manager.add_hookspecs(hookspecs)
-    return manager
-
-
-def create_registry(listeners: Iterable[Listener], trust: Trust | None = None, silent: Iterable[str] = ()) -> Registry:
-    """The registry of installed components, and of those that listeners offer at run time.
-
-    `silent` are the listeners that could have offered more.
-    """
-    manager = create_manager()
-    owners = {manager.register(_Offering(listener)): listener for listener in reversed(list(listeners))}
-
-    def ask(hook: pluggy.HookCaller, **asked: str) -> Iterator[tuple[Listener, Any]]:
-        for implementation in reversed(hook.get_hookimpls()):
-            listener = owners[implementation.plugin_name]
-            try:
-                yield listener, implementation.function(*(asked[argument] for argument in implementation.argnames))
-            except Exception as error:
-                yield listener, PluginError(f"failed: {type(error).__name__}: {error}")
-
-    def find(kind: Kind, name: str) -> list[Found]:
-        wrong, found = [], []
-        for listener, answer in ask(manager.hook.find_component, kind=kind, name=name):
-            if isinstance(answer, type):
-                found.append(Found(answer, listener.distribution, listener.version, listener.module))
-            elif answer is not None:
-                what = str(answer) if isinstance(answer, PluginError) else f"returned {answer!r}, not a class"
-                wrong.append(f"find_component of {listener.distribution} {listener.version} {what}")
-        if wrong and not found:
-            raise PluginError(f"no {kind} {name!r}: {'; '.join(wrong)}")
-        return found
-
-    def names(kind: Kind) -> list[str]:
-        answers = [answer for _, answer in ask(manager.hook.list_components, kind=kind)]
-        return [str(name) for answer in answers if isinstance(answer, Iterable) for name in answer]
-
-    return Registry(find=find, names=names, trust=trust, silent=tuple(silent))
-
-
-class _Offering:
-    """What pluggy registers of a listener to ask it for components: those two hooks, and no property is evaluated."""
-
-    def __init__(self, listener: Listener) -> None:
-        offering = {"find_component", "list_components"} & {*hook_names(listener.implementation, listener.distribution)}
-        asked = listener.instance() if offering else None
-        for name in offering:
-            setattr(self, name, getattr(asked, name))
-
-
-def _unwanted(offer: Offer, trust: Trust) -> str | None:
+def _reason_to_leave_out(offer: Offer, trust: Trust) -> str | None:
     if is_disabled(offer):
         return f"by {DISABLE}"
     return None if trust.allows(offer.distribution) else trust.not_allowed(str(offer))
 
 
-def _listener(offer: Offer) -> Listener:
+def _installed(offer: Offer) -> Listener:
     """A listener, imported; of a class one instance is made, to see that it can be."""
     if offer.incompatibility:
         raise PluginError(offer.incompatibility)
     listener = Listener(offer.name, offer.distribution, offer.version, offer.load(), offer.module)
     if not hook_names(listener.implementation, str(offer)):
-        raise PluginError(f"listener {offer.name!r} of {offer} implements no hook; is @prunekit.hookimpl missing?")
+        raise PluginError(f"listener {offer.name!r} of {offer} {_NO_HOOK}")
     listener.instance()
     return listener
 
 
-def hook_names(implementation: object, who: str) -> list[str]:
-    """The hooks that an object implements, without evaluating its properties.
-
-    Raises:
-        PluginError: it implements a hook that does not exist, or with an argument that the hook does not have.
-    """
-    owner = implementation if _has_namespace(implementation) else type(implementation)
-    hooks = {name: value for name, value in getmembers_static(owner) if _is_marked(value)}
-    for name, value in hooks.items():
-        if name not in HOOKS:
-            raise PluginError(f"{who} implements {name!r}, and there is no such hook{did_you_mean(name, HOOKS)}")
-        known = signature(getattr(hookspecs, name)).parameters
-        for argument in _arguments(value, isinstance(owner, type)):
-            if argument not in known:
-                hint = did_you_mean(argument, known)
-                raise PluginError(f"{name} of {who} takes {argument!r}, which that hook does not give{hint}")
-    return list(hooks)
-
-
-def _is_marked(value: Any) -> bool:
-    try:
-        return isinstance(getattr(_function(value), f"{hookspecs.PROJECT}_impl", None), dict)
-    except Exception:  # some objects object to being asked
-        return False
+def given_listeners(
+    given: Iterable[object], installed: Sequence[Listener] = ()
+) -> tuple[list[Listener], list[Problem]]:
+    """Listeners that are given from Python, each a module, an object or a class, and what is wrong with the others."""
+    listeners: list[Listener] = []
+    problems: list[Problem] = []
+    known = [listener.implementation for listener in installed]
+    for index, implementation in enumerate(given):
+        try:
+            if any(implementation is other for other in known):
+                raise PluginError("is on the bus already, and would hear every event twice")
+            listeners.append(_given(implementation))
+        except PluginError as error:
+            problems.append(Problem(Position("<python>"), f"listeners[{index}]", str(error)))
+        known.append(implementation)
+    return listeners, problems
 
 
-def _arguments(value: Any, in_class: bool) -> list[str]:
-    """What pluggy would pass to an implementation."""
-    parameters = list(signature(_function(value)).parameters.values())
-    bound = in_class and not isinstance(value, staticmethod) and not hasattr(value, "__self__")
-    given = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
-    return [p.name for p in parameters[bound:] if p.kind in given and p.default is Parameter.empty]
+def _given(implementation: object) -> Listener:
+    definition = _definition(implementation)
+    name = getattr(definition, "__qualname__", definition.__name__).rpartition(".")[2]
+    listener = Listener(name, getattr(definition, "__module__", definition.__name__), "", implementation)
+    if not listener.hook_names:
+        raise PluginError(f"{listener.origin} {_NO_HOOK}")
+    return replace(listener, implementation=listener.instance())
 
 
-def _has_namespace(implementation: object) -> bool:
-    return isinstance(implementation, type) or type(implementation).__name__ == "module"
+def _definition(implementation: object) -> Any:
+    """The module or class that defines it."""
+    is_one = isinstance(implementation, type) or inspect.ismodule(implementation)
+    return implementation if is_one else type(implementation)
 
 
-def _function(value: Any) -> Any:
-    return value.__func__ if isinstance(value, staticmethod | classmethod) else value
-
-
-HOOKS = tuple(name for name, value in vars(hookspecs).items() if hasattr(value, f"{hookspecs.PROJECT}_spec"))
-"""The name of every hook, in the order of `hookspecs`."""
+_NO_HOOK = "implements no hook; is @prunekit.hookimpl missing?"

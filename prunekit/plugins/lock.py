@@ -78,7 +78,8 @@ class Lock:
         """Why a plugin as it is now is not the one that was locked; None if it is."""
         same_name = [entry for entry in self.entries if (entry.kind, entry.name) == (now.kind, now.name)]
         if not same_name:
-            hint = f"; PRUNEKIT_DISABLE={now.name} leaves it out" if now.kind == "listener" else ""
+            installed = now.kind == "listener" and now.version  # one that is given from Python has no version
+            hint = f"; PRUNEKIT_DISABLE={now.name} leaves it out" if installed else ""
             return f"{now} is not in the lock {self.path}{hint}"
         differences = [entry.difference(now) for entry in same_name]
         return None if None in differences else f"{now} is not the one in the lock {self.path}: {differences[0]}"

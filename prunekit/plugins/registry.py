@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from packaging.utils import canonicalize_name
 
@@ -35,30 +36,40 @@ class Found:
         return Entry(kind, name, self.distribution, self.version, sha256)
 
 
+class OffersAtRunTime(Protocol):
+    """Who is asked for a class where no entry point has its name."""
+
+    def find(self, kind: Kind, name: str) -> Sequence[Found]:
+        """All classes that are offered under the name."""
+
+    def names(self, kind: Kind) -> Iterable[str]:
+        """The names that are known."""
+
+    def plus(self, listeners: Iterable[Any]) -> OffersAtRunTime:
+        """The same, and what further listeners offer."""
+
+
 class Registry:
     """Component classes by kind and name.
 
     Args:
         offers: what is installed, by default.
-        find: asks the listeners for classes where no entry point has the name (`find_component`).
-        names: asks the listeners for the names they would answer to (`list_components`).
+        run_time: what listeners offer where no entry point has the name; nothing, by default.
         trust: which distributions may be loaded.
-        silent: listeners that are left out and can't be asked.
+        left_out: listeners that can't be asked.
     """
 
     def __init__(
         self,
         offers: Iterable[Offer] | None = None,
-        find: Callable[[Kind, str], Sequence[Found]] = lambda kind, name: (),
-        names: Callable[[Kind], Iterable[str]] = lambda kind: (),
+        run_time: OffersAtRunTime | None = None,
         trust: Trust | None = None,
-        silent: Sequence[str] = (),
+        left_out: Sequence[str] = (),
     ) -> None:
         self.offers = tuple(component_offers() if offers is None else offers)
+        self.run_time = run_time
         self.trust = trust or Trust()
-        self._find = find
-        self._names = names
-        self._silent = silent
+        self.left_out = tuple(left_out)
 
     def names(self, kind: Kind) -> list[str]:
         """Every name that resolves for this kind."""
@@ -96,6 +107,12 @@ class Registry:
         if self.trust.lock and (objection := self.trust.lock.objection(found.entry(kind, name))):
             raise PluginError(objection)
 
+    def _names(self, kind: Kind) -> Iterable[str]:
+        return self.run_time.names(kind) if self.run_time is not None else ()
+
+    def _find(self, kind: Kind, name: str) -> Sequence[Found]:
+        return self.run_time.find(kind, name) if self.run_time is not None else ()
+
     def _load(self, offer: Offer) -> Found:
         if objection := self.trust.objection(offer):
             raise PluginError(objection)
@@ -115,8 +132,8 @@ class Registry:
         meant = nearest(name, self.names(kind)) if not strays else []
         guess = did_you_mean(name, self.names(kind)) if not strays else f"; {' and '.join(strays)}, {right}"
         hint = f" ({self._who(kind, meant[0])})" if meant else ""
-        silent = f"; not asked, since left out: {', '.join(self._silent)}" if self._silent else ""
-        return f"no {kind} is registered as {name!r}{guess}{hint}{silent}"
+        left_out = f"; not asked, since left out: {', '.join(self.left_out)}" if self.left_out else ""
+        return f"no {kind} is registered as {name!r}{guess}{hint}{left_out}"
 
     def _who(self, kind: Kind, name: str) -> str:
         """The distributions that offer a name; no entry point is loaded for that."""

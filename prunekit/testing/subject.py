@@ -17,7 +17,8 @@ from prunekit.components.kinds import Kind
 from prunekit.engine.learning_rate import LearningRateSchedule
 from prunekit.errors import ArgumentError, PluginError, did_you_mean
 from prunekit.plugins.entry_points import GROUPS, component_offers, listener_offers
-from prunekit.plugins.listeners import Listener, hook_names, load_plugins, must_be
+from prunekit.plugins.hooks import hook_names
+from prunekit.plugins.listeners import Listener, load_plugins, must_be
 from prunekit.plugins.registry import Found
 from prunekit.testing.examples import example_arguments
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from operator import attrgetter
@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from prunekit.components.effects import Origin
+from prunekit.components.origin import Origin
 from prunekit.errors import PrunekitError, StateError
-from prunekit.model.masks import count_nonzero
 from prunekit.model.optimizer import learning_rates
+from prunekit.model.parameter_mask import count_nonzero
 from prunekit.model.parameters import Parameters
 from prunekit.plugins.listeners import load_plugins
 from prunekit.plugins.lock import LOCK, Lock
@@ -58,6 +58,7 @@ def train(
     trace_level: Level = "info",
     resume: bool = False,
     trust: Trust | None = None,
+    listeners: Sequence[object] = (),
     settings: Mapping[str, Any] | None = None,
     on_epoch: Callable[[EpochResult], None] | None = None,
     on_minibatch: Callable[[MinibatchResult], None] | None = None,
@@ -76,6 +77,7 @@ def train(
         trace_level: at `debug` each hook implementation leaves a line.
         resume: continue from the checkpoint in `run_dir`, bit for bit as if never stopped.
         trust: which plugins may be loaded; all that are installed, by default.
+        listeners: objects, modules or classes with hook implementations, which run after those that are installed.
         settings: plain data to keep in the checkpoint, for whoever resumes.
         on_epoch: called after each epoch.
         on_minibatch: called after each mini-batch.
@@ -93,7 +95,8 @@ def train(
     trace = Trace(folder, trace_level, logger=warn)
     if device is not None:
         application.model.to(device)
-    scheduler = _scheduler(schedule, application, epochs=epochs, trace=trace, plugins=load_plugins(trust))
+    options = {"epochs": epochs, "trace": trace, "plugins": load_plugins(trust), "listeners": listeners}
+    scheduler = _scheduler(schedule, application, **options)
     run = Run(application, scheduler, trace, folder, {**(settings or {}), "epochs": epochs, "seed": seed})
     run.on_epoch, run.on_minibatch = on_epoch, on_minibatch
     with run.watched():

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from prunekit.components.context import Context
-from prunekit.components.effects import Origin
 from prunekit.components.kinds import Kind
-from prunekit.engine.bus import Participant
+from prunekit.components.origin import Origin
+from prunekit.plugins.hooks import Implementations
 from prunekit.progress import Progress, Window
 
 
@@ -44,19 +44,19 @@ class Policy:
     targets: Mapping[str, Any] = field(default_factory=dict)
     selectors: Mapping[str, str] = field(default_factory=dict)
     warn: Callable[..., None] = lambda message, **values: None
-    _participants: dict[tuple[str, ...], Participant] = field(default_factory=dict)
+    _implementations: dict[tuple[str, ...], Implementations] = field(default_factory=dict)
 
-    def participants(self, progress: Progress) -> Iterator[Participant]:
+    def implementations(self, progress: Progress) -> Iterator[Implementations]:
         """What is on the bus now: the component's own hooks while the window is open, then the policy's."""
         if self.window.is_open(progress):
-            own = self._participants.get(("own",)) or Participant.of(self.component, self.origin)
-            self._participants["own",] = own
+            own = self._implementations.get(("own",)) or Implementations.of(self.component, self.origin)
+            self._implementations["own",] = own
             if own.hooks:
                 yield own
         hooks = dict(self.hooks(progress))
         if hooks:
             key = tuple(hooks)
-            yield self._participants.setdefault(key, Participant(self.origin, hooks))
+            yield self._implementations.setdefault(key, Implementations(self.origin, hooks))
 
     def hooks(self, progress: Progress) -> Iterable[tuple[str, Callable[..., Any]]]:
         """The policy's own implementations that are live now."""

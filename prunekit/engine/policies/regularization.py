@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 from torch.nn import Module
 
-from prunekit.components.effects import Effect, LossTerm, ZeroWeights
+from prunekit.components.effects import Effect, ZeroWeights
+from prunekit.components.loss_term import LossTerm
 from prunekit.components.regularizer import Regularizer, RegularizerArgs
 from prunekit.engine.policies.answers import chosen_masks
 from prunekit.engine.policies.policy import Policy
