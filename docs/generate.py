@@ -33,7 +33,8 @@ from importlib_metadata import EntryPoint
 from prunekit import PluginError
 from prunekit.components.arguments import Argument, arguments_of
 from prunekit.components.docstrings import documented_arguments
-from prunekit.plugins.entry_points import GROUPS, LISTENERS, Offer
+from prunekit.components.kinds import KINDS
+from prunekit.plugins.entry_points import LISTENERS, Offer
 from prunekit.plugins.registry import Found, Registry
 from prunekit.schedule.json_schema import Schema, schema_document
 
@@ -72,7 +73,7 @@ class Plugin:
     @property
     def components(self) -> list[Offer]:
         """What a schedule can name by entry points."""
-        return [offer for offer in self.offers if offer.kind in GROUPS]
+        return [offer for offer in self.offers if offer.kind in KINDS]
 
     def of_kind(self, kind: str) -> list[Offer]:
         """Its classes of a kind."""
@@ -88,7 +89,7 @@ def plugins_of(root: Path = ROOT) -> list[Plugin]:
     plugins = []
     for file in sorted(root.glob("plugins/*/pyproject.toml")):
         project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
-        kinds = {group: str(kind) for kind, group in GROUPS.items()} | {LISTENERS: "listener"}
+        kinds = {kind.group: name for name, kind in KINDS.items()} | {LISTENERS: "listener"}
         offers = tuple(
             Offer(kinds[group], name, project["name"], project["version"], EntryPoint(name, value, group))
             for group, entries in project.get("entry-points", {}).items()
@@ -112,7 +113,7 @@ def registry_of(plugins: Iterable[Plugin]) -> Registry:
     def names(kind: str) -> list[str]:
         return [name for _, listener in listeners for name in listener.list_components(kind)]
 
-    components = [offer for offer in offers if offer.kind in GROUPS]
+    components = [offer for offer in offers if offer.kind in KINDS]
     return Registry(sorted(components, key=lambda offer: (offer.name, offer.distribution)), find, names)
 
 
@@ -228,7 +229,7 @@ def rows_of_cards(plugins: Iterable[Plugin], kind: str) -> str:
 def list_of_classes(plugins: Iterable[Plugin]) -> str:
     """A table with a row for each class, by kind."""
     rows = []
-    for kind in GROUPS:
+    for kind in KINDS:
         for plugin in plugins:
             link, source = f"[{plugin.name}](methods.md#{plugin.name})", paper(section(plugin.text(), "Paper"))
             what = "".join(sentences(intro(plugin.text()))[:1])
@@ -294,10 +295,9 @@ def rows_of(registry: Registry, offer: Offer) -> Iterator[Row]:
     Raises:
         PluginError: it can't be imported.
     """
-    kind = next(kind for kind in GROUPS if kind == offer.kind)
-    cls = registry.find(kind, f"{offer.distribution}:{offer.name}").cls
+    cls = registry.find(offer.kind, f"{offer.distribution}:{offer.name}").cls
     meanings = documented_arguments(cls)
-    for argument in arguments_of(cls, kind):
+    for argument in arguments_of(cls, offer.kind):
         schema = argument.adapter().json_schema()
         meaning = meanings.get(argument.name, "").removesuffix(".")
         yield Row(f"`{argument.name}`", in_words(schema, schema.get("$defs", {})), default_of(cls, argument), meaning)

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from prunekit.components.effects import Effect, LossTerm, MaskChange, Origin
-    from prunekit.components.kinds import Kind
     from prunekit.progress import Progress
 
 PROJECT = "prunekit"
@@ -169,10 +168,10 @@ def on_state_restored(state: Mapping[str, Any], progress: Progress) -> None:
 
 
 @hookspec(firstresult=True)
-def find_component(kind: Kind, name: str) -> type | None:
+def find_component(kind: str, name: str) -> type | None:
     """The class that this plugin offers under `name`, where no entry point does."""
 
 
 @hookspec
-def list_components(kind: Kind) -> Iterable[str] | None:
+def list_components(kind: str) -> Iterable[str] | None:
     """The names that `find_component` answers to."""

@@ -76,7 +76,7 @@ class Reconstructing(Protocol):
 
 
 @dataclass(frozen=True)
-class PrunerArgs:
+class PrunerArguments:
     """The `args` of a pruner's policy."""
 
     mini_batch_pruning_frequency: Annotated[int, Field(ge=0)] = 0

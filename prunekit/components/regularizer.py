@@ -29,7 +29,7 @@ class Regularizer(Protocol):
 
 
 @dataclass(frozen=True)
-class RegularizerArgs:
+class RegularizerArguments:
     """The `args` of a regularizer's policy."""
 
     keep_mask: bool = False

@@ -14,10 +14,10 @@ from torch.optim import Optimizer
 from prunekit.components.arguments import check_arguments, signature_of
 from prunekit.components.context import Context
 from prunekit.components.effects import Origin
-from prunekit.components.kinds import Kind
-from prunekit.components.pruner import PrunerArgs
+from prunekit.components.kinds import KINDS
+from prunekit.components.pruner import PrunerArguments
 from prunekit.components.quantizer import ModuleBits, Quantizable, QuantizesModules
-from prunekit.components.regularizer import RegularizerArgs
+from prunekit.components.regularizer import RegularizerArguments
 from prunekit.engine.conflicts import collisions, exhausted, idle_policies
 from prunekit.engine.learning_rate import LearningRateSchedule
 from prunekit.engine.policies import (
@@ -41,8 +41,6 @@ from prunekit.schedule.schedule import Schedule
 from prunekit.schedule.specs import ComponentSpec, PolicySpec
 from prunekit.schedule.yaml_source import Path_, plain
 
-_ARGS: dict[str, type] = {"pruner": PrunerArgs, "regularizer": RegularizerArgs}
-_OWNERS = ("pruner", "regularizer", "quantizer")
 _PART_OF = {"weight": "weights", "bias": "bias"}
 """A module's parameter -> what of the module it is to quantizers."""
 
@@ -57,7 +55,7 @@ class Built:
 
     policies: list[Policy] = field(default_factory=list)
     components: dict[str, Any] = field(default_factory=dict)
-    found: dict[tuple[Kind, str], Found] = field(default_factory=dict)
+    found: dict[tuple[str, str], Found] = field(default_factory=dict)
     catalog: Catalog | None = None
     problems: list[Problem] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)
@@ -172,11 +170,11 @@ class _Builder:
             self.add(policy, spec, made, args, where)
         elif policy.kind == "quantizer" and isinstance(made, QuantizesModules):
             self.bits(made, spec, where)
-        elif policy.kind in _OWNERS:
+        elif KINDS[policy.kind].owns_parameters:
             self.owned(made or self.probes.get(key), spec, policy.window, where, probed=made is None)
 
     def policy_args(self, policy: PolicySpec, path: Path_) -> Any:
-        cls = _ARGS.get(policy.kind)
+        cls = KINDS[policy.kind].arguments
         if cls is None:
             return ()
         if self.refuses(check_arguments(cls, policy.kind, policy.args, f"a {policy.kind}'s policy"), path, _names(cls)):
@@ -199,7 +197,6 @@ class _Builder:
         origin = Origin(f"policies[{index}]", f"{spec.class_name} {spec.name!r}", found.distribution, found.version)
         common = {
             "index": index,
-            "kind": policy.kind,
             "name": policy.instance_name,
             "component": component,
             "origin": origin,
@@ -213,7 +210,7 @@ class _Builder:
             self.built.policies.append(QuantizationPolicy(**common, **owned))
         elif policy.kind in ("pruner", "regularizer"):
             owned = self.owned(component, spec, policy.window, path)
-            if args == RegularizerArgs(keep_mask=True) and not drops_weights(component):
+            if args == RegularizerArguments(keep_mask=True) and not drops_weights(component):
                 where = ("policies", index, policy.kind, "args", "keep_mask")
                 message = f"has no effect: {spec.class_name} drops no weights, so that no mask is made"
                 self.built.warnings.append(self.schedule.source.problem(where, message, key=True))
@@ -311,7 +308,7 @@ class _Builder:
         where = self.schedule.source.problem((*path, *key), "", key=True).position
         return f"{where}, {module.given_by[-1]}" if module.given_by else str(where)
 
-    def must_prune(self, policy: PolicySpec, args: PrunerArgs) -> None:
+    def must_prune(self, policy: PolicySpec, args: PrunerArguments) -> None:
         """Say where a policy's arguments leave it nothing to do."""
         alone = policy.window.first == policy.window.last > 0
         if args.skip_first_minibatch and alone and not args.mini_batch_pruning_frequency:

@@ -6,11 +6,10 @@ from collections.abc import Iterable, Sequence
 from itertools import combinations
 from math import gcd, lcm
 
+from prunekit.components.kinds import QUANTIZER
 from prunekit.engine.policies import LRPolicy, Policy, QuantizationPolicy
 from prunekit.errors import Problem
 from prunekit.schedule.schedule import Schedule
-
-_ALONE = {"pruner": "prunes", "quantizer": "quantizes", "lr_scheduler": "sets the learning rate"}
 
 
 def idle_policies(schedule: Schedule, epochs: int | None) -> list[Problem]:
@@ -43,15 +42,15 @@ def collisions(schedule: Schedule, policies: Sequence[Policy]) -> list[Problem]:
     """Two pruners or two quantizers of one parameter, or two LR schedulers, in one epoch."""
     found = []
     for first, second in combinations(policies, 2):
-        if first.kind != second.kind or first.kind not in _ALONE:
+        if first.kind is not second.kind or not first.kind.exclusive:
             continue
         epoch = first_common(_in_force(first), _in_force(second))
         shared = [name for name in _decided(first) if name in _decided(second)]
-        if epoch is None or (first.kind != "lr_scheduler" and not shared):
+        if epoch is None or (first.kind.owns_parameters and not shared):
             continue
         what = f"{shared[0]!r} in epoch {epoch}" if shared else f"in epoch {epoch}"
-        message = f"{first.origin.policy} ({first.name!r}) {_ALONE[first.kind]} {what} too; two policies may not"
-        found.append(schedule.source.problem(("policies", second.index, second.kind), message))
+        message = f"{first.origin.policy} ({first.name!r}) {first.kind.exclusive} {what} too; two policies may not"
+        found.append(schedule.source.problem(("policies", second.index, second.kind.name), message))
     return found
 
 
@@ -63,7 +62,7 @@ def _decided(policy: Policy) -> list[str]:
 def _in_force(policy: Policy) -> Sequence[int]:
     """The epochs in which a policy decides; a quantizer does in those between its active ones too."""
     window = policy.window
-    return range(window.first, window.last + 1) if policy.kind == "quantizer" else window.active
+    return range(window.first, window.last + 1) if policy.kind is QUANTIZER else window.active
 
 
 def first_common(one: Sequence[int], other: Sequence[int]) -> int | None:

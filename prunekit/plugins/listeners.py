@@ -13,23 +13,15 @@ import pluggy
 from packaging.utils import canonicalize_name
 
 import prunekit.hookspecs as hookspecs
-from prunekit.components.kinds import Kind
+from prunekit.components.kinds import KINDS
 from prunekit.errors import PluginError, Position, Problem, did_you_mean
-from prunekit.plugins.entry_points import GROUPS, Offer, listener_offers, this_version
+from prunekit.plugins.entry_points import Offer, listener_offers, this_version
 from prunekit.plugins.lock import Entry, hash_of
 from prunekit.plugins.registry import Found, Registry
 from prunekit.plugins.trust import Trust
 
 DISABLE = "PRUNEKIT_DISABLE"
 """The environment variable that switches listeners off: names, joined by commas."""
-METHODS: dict[Kind, tuple[str, ...]] = {
-    "pruner": ("compute_masks",),
-    "regularizer": ("penalty",),
-    "lr_scheduler": ("step",),
-    "quantizer": ("quantize",),
-    "extension": (),
-}
-"""What a class must have to be a component of a kind."""
 
 
 @dataclass(frozen=True)
@@ -151,16 +143,16 @@ def core_entry() -> Entry:
     return Entry("core", "prunekit", "prunekit", this_version(), hash_of("prunekit"))
 
 
-def must_be(found: Found, kind: Kind, name: str) -> None:
+def must_be(found: Found, kind: str, name: str) -> None:
     """Whether a class is a component of its kind, with hooks that exist.
 
     Raises:
         PluginError: it is not; the message names its distribution and the kind that it looks like.
     """
-    missing = [method for method in METHODS[kind] if not callable(getattr(found.cls, method, None))]
+    missing = [method for method in KINDS[kind].methods if not callable(getattr(found.cls, method, None))]
     if missing:
-        alike = [k for k, methods in METHODS.items() if methods and all(hasattr(found.cls, m) for m in methods)]
-        hint = f"; it looks like a {alike[0]}: the group for those is {GROUPS[alike[0]]!r}" if alike else ""
+        alike = [k for k in KINDS.values() if k.methods and all(hasattr(found.cls, m) for m in k.methods)]
+        hint = f"; it looks like {alike[0].described}: the group for those is {alike[0].group!r}" if alike else ""
         raise PluginError(f"{name!r} of {found.distribution} is no {kind}: it has no {missing[0]}(){hint}")
     hook_names(found.cls, found.distribution)
 
@@ -188,7 +180,7 @@ def create_registry(listeners: Iterable[Listener], trust: Trust | None = None, s
             except Exception as error:
                 yield listener, PluginError(f"failed: {type(error).__name__}: {error}")
 
-    def find(kind: Kind, name: str) -> list[Found]:
+    def find(kind: str, name: str) -> list[Found]:
         wrong, found = [], []
         for listener, answer in ask(manager.hook.find_component, kind=kind, name=name):
             if isinstance(answer, type):
@@ -200,7 +192,7 @@ def create_registry(listeners: Iterable[Listener], trust: Trust | None = None, s
             raise PluginError(f"no {kind} {name!r}: {'; '.join(wrong)}")
         return found
 
-    def names(kind: Kind) -> list[str]:
+    def names(kind: str) -> list[str]:
         answers = [answer for _, answer in ask(manager.hook.list_components, kind=kind)]
         return [str(name) for answer in answers if isinstance(answer, Iterable) for name in answer]
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from packaging.utils import canonicalize_name
 
-from prunekit.components.kinds import SECTIONS, Kind
+from prunekit.components.kinds import KINDS
 from prunekit.errors import PluginError, did_you_mean, nearest
-from prunekit.plugins.entry_points import GROUPS, Offer, component_offers, stray_offers
+from prunekit.plugins.entry_points import Offer, component_offers, stray_offers
 from prunekit.plugins.lock import Entry, hash_of, hash_of_source
 from prunekit.plugins.trust import Trust
 
@@ -49,8 +49,8 @@ class Registry:
     def __init__(
         self,
         offers: Iterable[Offer] | None = None,
-        find: Callable[[Kind, str], Sequence[Found]] = lambda kind, name: (),
-        names: Callable[[Kind], Iterable[str]] = lambda kind: (),
+        find: Callable[[str, str], Sequence[Found]] = lambda kind, name: (),
+        names: Callable[[str], Iterable[str]] = lambda kind: (),
         trust: Trust | None = None,
         silent: Sequence[str] = (),
     ) -> None:
@@ -60,11 +60,11 @@ class Registry:
         self._names = names
         self._silent = silent
 
-    def names(self, kind: Kind) -> list[str]:
+    def names(self, kind: str) -> list[str]:
         """Every name that resolves for this kind."""
         return sorted({offer.name for offer in self.offers if offer.kind == kind} | set(self._names(kind)))
 
-    def find(self, kind: Kind, name: str) -> Found:
+    def find(self, kind: str, name: str) -> Found:
         """The class behind `class: name`; `distribution:name` where several offer it.
 
         Raises:
@@ -104,21 +104,22 @@ class Registry:
             raise PluginError(f"{offer.kind} {offer.name!r} of {offer} is {type(cls).__name__} {cls!r}, not a class")
         return Found(cls, offer.distribution, offer.version, offer.module)
 
-    def _unknown(self, kind: Kind, name: str, distribution: str) -> str:
+    def _unknown(self, kind: str, name: str, distribution: str) -> str:
         if who := self._who(kind, name):
             return f"{name!r} is offered by {who}, not by {distribution!r}"
-        for other in GROUPS:
-            if who := self._who(other, name):
-                return f"{name!r} is {_a(other)}, not {_a(kind)}; it belongs under {_section(other)!r} ({who})"
+        for other in KINDS.values():
+            if who := self._who(other.name, name):
+                belongs = f"it belongs under {other.section!r} ({who})"
+                return f"{name!r} is {other.described}, not {KINDS[kind].described}; {belongs}"
         strays = [f"{o} offers it in {o.group!r}" for o in stray_offers() if o.name == name]
-        right = f"which is no group: {_a(kind)} belongs in {GROUPS[kind]!r}"
+        right = f"which is no group: {KINDS[kind].described} belongs in {KINDS[kind].group!r}"
         meant = nearest(name, self.names(kind)) if not strays else []
         guess = did_you_mean(name, self.names(kind)) if not strays else f"; {' and '.join(strays)}, {right}"
         hint = f" ({self._who(kind, meant[0])})" if meant else ""
         silent = f"; not asked, since left out: {', '.join(self._silent)}" if self._silent else ""
         return f"no {kind} is registered as {name!r}{guess}{hint}{silent}"
 
-    def _who(self, kind: Kind, name: str) -> str:
+    def _who(self, kind: str, name: str) -> str:
         """The distributions that offer a name; no entry point is loaded for that."""
         offers = [offer for offer in self.offers if (offer.kind, offer.name) == (kind, name)]
         if offers:
@@ -130,14 +131,6 @@ def _same(distribution: str, asked: str) -> bool:
     return not asked or canonicalize_name(distribution) == canonicalize_name(asked)
 
 
-def _ambiguous(kind: Kind, name: str, offers: Sequence[Offer | Found]) -> str:
+def _ambiguous(kind: str, name: str, offers: Sequence[Offer | Found]) -> str:
     who, both = " and ".join(map(str, offers)), "both" if len(offers) == 2 else "all"
     return f"{who} {both} offer {kind} {name!r}; say which: class: {offers[0].distribution}:{name}"
-
-
-def _section(kind: str) -> str:
-    return next(section for section, k in SECTIONS.items() if k == kind)
-
-
-def _a(kind: str) -> str:
-    return f"an {kind}" if kind in ("extension", "lr_scheduler") else f"a {kind}"

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from prunekit.components.effects import Origin
+from prunekit.components.kinds import KINDS
 from prunekit.engine.bus import moment
 from prunekit.errors import PrunekitError, StateError
 from prunekit.model.masks import count_nonzero
@@ -36,8 +37,6 @@ from prunekit.training.checkpoint import (
     set_random_states,
 )
 from prunekit.training.results import Baseline, Change, EpochResult, MinibatchResult, ParameterResult, TrainingResult
-
-_DECIDING = ("pruner", "regularizer", "quantizer")
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -108,7 +107,7 @@ def default_epochs(schedule: Schedule) -> int | None:
     It is long enough for every policy to act once. Policies of learning rates often end long after the run; their end
     counts where there are no others.
     """
-    deciding = [policy for policy in schedule.policies if policy.kind in _DECIDING]
+    deciding = [policy for policy in schedule.policies if KINDS[policy.kind].decides_length]
     ends = [policy.window.ending_epoch for policy in deciding or schedule.policies]
     return max(ends + [policy.window.first + 1 for policy in schedule.policies], default=None)
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.nn import Module, Parameter
 
 from prunekit.components.context import Context
 from prunekit.components.effects import Origin
-from prunekit.components.kinds import Kind
+from prunekit.components.kinds import EXTENSION, Kind
 from prunekit.engine.bus import Participant, moment
 from prunekit.progress import Progress, Window
 
@@ -23,7 +23,7 @@ class Policy:
 
     Attributes:
         index: its place in the schedule's list.
-        kind: of the component.
+        kind: of its components.
         name: the component's instance name.
         component: the object made from the schedule's section.
         origin: by whose hand its effects are.
@@ -34,8 +34,8 @@ class Policy:
         warn: where a component's warnings go.
     """
 
+    kind: ClassVar[Kind]
     index: int
-    kind: Kind
     name: str
     component: Any
     origin: Origin
@@ -84,3 +84,5 @@ class Policy:
 @dataclass(eq=False)
 class HookPolicy(Policy):
     """A component that acts through hooks of its own: an extension."""
+
+    kind = EXTENSION
