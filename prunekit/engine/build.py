@@ -31,7 +31,8 @@ from prunekit.engine.policies import (
 )
 from prunekit.errors import ArgumentError, PluginError, Problem
 from prunekit.model.dataflow import following_batchnorms
-from prunekit.model.parameters import Parameters, stable_name
+from prunekit.model.names import stable_name
+from prunekit.model.parameters import Parameters
 from prunekit.model.selectors import select
 from prunekit.plugins.listeners import must_be
 from prunekit.plugins.registry import Found, Registry

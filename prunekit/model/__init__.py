@@ -8,6 +8,10 @@ from prunekit.model.dataflow import (
     following_batchnorms,
     unwrapped,
 )
+from prunekit.model.names import (
+    stable_name,
+    without_wrappers,
+)
 from prunekit.model.parameters import (
     Parameters,
     owners,
@@ -20,6 +24,8 @@ __all__ = [
     "following_activations",
     "following_batchnorms",
     "owners",
+    "stable_name",
     "transposed",
     "unwrapped",
+    "without_wrappers",
 ]

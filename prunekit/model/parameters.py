@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from torch import nn
 from torch.nn import Module, Parameter
 
-_PARAMETRIZED = re.compile(r"(^|\.)parametrizations\.([^.]+)\.original$")
+from prunekit.model.names import stable_name
+
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _PARAMETRIZATIONS = re.compile(r"(^|\.)parametrizations\.[^.]+$")
 
@@ -54,13 +55,3 @@ def transposed(model: Module) -> dict[str, str]:
     """
     found = {name: type(owner).__name__ for name, owner in owners(model).items() if isinstance(owner, _TRANSPOSED)}
     return {name: kind for name, kind in found.items() if name.endswith("weight")}
-
-
-def stable_name(name: str) -> str:
-    """A parameter's name as the schedule knows it: without what `torch.compile` and parametrizations add.
-
-    >>> stable_name("_orig_mod.conv1.parametrizations.weight.original")
-    'conv1.weight'
-    """
-    name = ".".join(part for part in name.split(".") if part != "_orig_mod")
-    return _PARAMETRIZED.sub(r"\1\2", name)

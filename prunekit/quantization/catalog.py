@@ -15,8 +15,7 @@ from prunekit.components.quantizer import Quantizable
 from prunekit.model.bytecode import calls_activation, may_add, reached_code
 from prunekit.model.dataflow import unwrapped
 from prunekit.model.forward_trace import ACTIVATION_FUNCTIONS, Traced, trace_forward
-from prunekit.model.parameters import stable_name
-from prunekit.model.selectors import without_module
+from prunekit.model.names import stable_name, without_wrappers
 
 _ACTIVATIONS = (nn.ReLU, nn.ReLU6)
 _WEIGHTED = (
@@ -52,8 +51,8 @@ class Catalog:
     @cached_property
     def bare(self) -> dict[str, str]:
         """Name -> it without what wraps the model, by which quantizers know activations: the same wrapped or not."""
-        times = Counter(map(without_module, self.quantizable))
-        return {name: bare if times[bare := without_module(name)] == 1 else name for name in self.quantizable}
+        times = Counter(map(without_wrappers, self.quantizable))
+        return {name: bare if times[bare := without_wrappers(name)] == 1 else name for name in self.quantizable}
 
     def forwards(self, replace: Mapping[str, Callable[[Any], Any]]) -> dict[Module, Callable[..., Any]]:
         """Module -> a forward pass in which what these activations, by bare name, give goes through `replace` first."""
