@@ -29,8 +29,10 @@ from pathlib import Path
 from typing import Any
 
 from importlib_metadata import EntryPoint
+from pydantic import TypeAdapter
 
 from prunekit import PluginError
+from prunekit.components import Selectors
 from prunekit.components.arguments import Argument, arguments_of
 from prunekit.components.docstrings import documented_arguments
 from prunekit.components.kinds import KINDS
@@ -328,7 +330,8 @@ def in_words(schema: Schema, definitions: Schema) -> str:
         return _or([f"`{value}`" for value in schema.get("enum", [schema.get("const")])])
     if "anyOf" in schema or "oneOf" in schema:
         options = [option for option in schema.get("anyOf") or schema["oneOf"] if option != {"type": "null"}]
-        if options == [{"type": "string"}, {"items": {"type": "string"}, "type": "array"}]:
+        selectors = TypeAdapter(Selectors).json_schema()["anyOf"]
+        if options == selectors:
             return "name, glob or `re:` pattern, or a list of these"
         words = list(dict.fromkeys(in_words(option, definitions) for option in options))
         return "; or ".join(words) if any(" or " in word for word in words) else _or(words)

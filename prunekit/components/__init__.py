@@ -18,6 +18,7 @@ from prunekit.components.effects import (
     ZeroWeights,
 )
 from prunekit.components.pruner import (
+    Accompanied,
     Listening,
     Observing,
     Pruner,
@@ -32,12 +33,18 @@ from prunekit.components.regularizer import (
 )
 from prunekit.components.types import (
     NonNegative,
+    NonNegativeInt,
+    PerParameter,
+    Positive,
+    PositiveInt,
+    Probability,
     Selectors,
+    Share,
     Sparsity,
-    Targets,
 )
 
 __all__ = [
+    "Accompanied",
     "Context",
     "DropMasks",
     "Effect",
@@ -46,7 +53,12 @@ __all__ = [
     "LossTerm",
     "ModulesQuantized",
     "NonNegative",
+    "NonNegativeInt",
     "Observing",
+    "PerParameter",
+    "Positive",
+    "PositiveInt",
+    "Probability",
     "Pruner",
     "Quantizer",
     "Reconstructing",
@@ -56,8 +68,8 @@ __all__ = [
     "SetLearningRates",
     "SetMasks",
     "SetWeights",
+    "Share",
     "Sparsity",
     "Stateful",
-    "Targets",
     "ZeroWeights",
 ]

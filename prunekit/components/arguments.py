@@ -18,6 +18,7 @@ import pydantic
 from pydantic import ConfigDict, TypeAdapter
 
 from prunekit.components.kinds import KINDS
+from prunekit.components.types import SELECTS_NOTHING
 from prunekit.errors import ArgumentError, did_you_mean, shortened
 
 _REQUIRED = inspect.Parameter.empty
@@ -90,6 +91,9 @@ def check_value(adapter: TypeAdapter[Any], value: Any, path: tuple[str | int, ..
         values = {}
         for item in error.errors(include_url=False):
             place, got = _place(value, item["loc"])
+            if item["type"] == SELECTS_NOTHING:
+                yield ArgumentError(*path, *place, message=item["msg"])
+                return
             places.setdefault(place, []).append(_wording(item))
             values[place] = got
         for place, messages in _deepest(places).items():

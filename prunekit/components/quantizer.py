@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from prunekit.components.context import Context
-from prunekit.components.types import Targets
 from prunekit.errors import ArgumentError
 
 
@@ -19,13 +18,10 @@ from prunekit.errors import ArgumentError
 class Quantizer(Protocol):
     """Decides which values the forward pass uses for the weights, while its policy's window is open.
 
+    It quantizes the parameters that its arguments of type `Selectors` or `PerParameter` select.
     The float weights stay: the optimizer updates them under their own names, and gradients reach them through
     `quantize`. A masked weight stays zero.
     """
-
-    @property
-    def targets(self) -> Targets:
-        """The parameters that it quantizes."""
 
     def quantize(self, name: str, weight: Tensor, context: Context) -> Tensor:
         """The values that the forward pass uses for `weight`: the same shape and type, differentiable in it.
@@ -70,13 +66,13 @@ class QuantizesModules(Protocol):
     """A quantizer that speaks of modules instead of parameters, and of what activations give."""
 
     def bits(self, modules: Mapping[str, Quantizable]) -> Mapping[str, ModuleBits]:
-        """The bits of every module that gets some; the parameters follow from them, in place of `targets`."""
+        """The bits of every module that gets some; the parameters follow from them: it has no selectors."""
 
     def check_bits(self, modules: Mapping[str, Quantizable]) -> Iterable[ArgumentError]:
         """What of its arguments fits no module."""
 
     def quantize(self, name: str, weight: Tensor, context: Context) -> Tensor:
-        """As of any quantizer; `context.targets[name]` is the number of bits."""
+        """As of any quantizer; `context.settings[name]` is the number of bits."""
 
     def quantize_activation(self, name: str, output: Tensor, context: Context) -> Tensor:
         """What goes on in place of an activation's output: the same shape, differentiable in it.

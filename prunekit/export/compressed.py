@@ -107,7 +107,7 @@ def needs(library: str, *modules: str) -> None:
 def _integers(reading: Reading | None, parameter: Parameter, values: Tensor) -> Integers | None:
     if reading is None or not isinstance(reading.quantizer, Integral) or not parameter.numel():
         return None
-    bits = reading.context.targets.get(reading.name)
+    bits = reading.context.settings.get(reading.name)
     if isinstance(bits, int) and bits > _MOST_BITS:
         return None
     found = reading.quantizer.integers(reading.name, parameter.detach(), reading.context)

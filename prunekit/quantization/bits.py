@@ -89,7 +89,7 @@ class BitsQuantizer:
             yield ArgumentError(*key, message=f"must be {least} or more: {why} ({name!r})")
 
     def quantize(self, name: str, weight: Tensor, context: Context) -> Tensor:
-        """The values that the forward pass uses; `context.targets[name]` is the number of bits."""
+        """The values that the forward pass uses; `context.settings[name]` is the number of bits."""
         raise NotImplementedError(f"{type(self).__name__} must define quantize()")
 
     def quantize_activation(self, name: str, output: Tensor, context: Context) -> Tensor:

@@ -151,14 +151,14 @@ class ActivationRanked(RankedPruner):
             owner = modules.get(without_wrappers(name).rpartition(".")[0])
             if weight.dim() > 1 and not isinstance(owner, _LAYERS):
                 what = f"{name!r} belongs to a {type(owner).__name__}, which is no convolution and no linear layer"
-                yield ArgumentError(*self._key(name, context), message=what)
+                yield ArgumentError(*context.keys[name], message=what)
             elif weight.dim() > 1:
                 layers[name] = weight
         found, reason = self._activations(layers, context)
         for name in layers:
             if name not in found and without_wrappers(name) not in self._named:
                 what = f"{reason}; name the module that gives it: activations_of: {{{name}: …}}"
-                yield ArgumentError(*self._key(name, context), message=f"the activation behind {name!r} {what}")
+                yield ArgumentError(*context.keys[name], message=f"the activation behind {name!r} {what}")
 
     @property
     def _named(self) -> dict[str, str]:

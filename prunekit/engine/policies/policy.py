@@ -29,8 +29,8 @@ class Policy:
         origin: by whose hand its effects are.
         window: when it acts.
         parameters: what it owns, by name.
-        targets: parameter name -> the setting of the selector that chose it.
-        selectors: parameter name -> that selector.
+        settings: parameter name -> the setting of the selector that chose it.
+        keys: parameter name -> where that selector stands among the component's keys.
         warn: where a component's warnings go.
     """
 
@@ -41,8 +41,8 @@ class Policy:
     origin: Origin
     window: Window
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
-    targets: Mapping[str, Any] = field(default_factory=dict)
-    selectors: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    keys: Mapping[str, tuple[str | int, ...]] = field(default_factory=dict)
     warn: Callable[..., None] = lambda message, **values: None
     _participants: dict[tuple[str, ...], Participant] = field(default_factory=dict)
 
@@ -71,7 +71,7 @@ class Policy:
     def context(self, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> Context:
         """What its component may know."""
         warn = partial(self.warn, **self.origin._asdict(), **moment(progress))
-        return Context(model, masks, progress, self.window, self.targets, self.selectors, warn)
+        return Context(model, masks, progress, self.window, self.settings, self.keys, warn)
 
     def state_dict(self) -> dict[str, Any]:
         """What the policy itself must remember across a resume."""
