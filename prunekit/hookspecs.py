@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
     from prunekit.components.effects import Effect
-    from prunekit.components.kinds import Kind
     from prunekit.components.loss_term import LossTerm
     from prunekit.components.origin import MaskChange, Origin
     from prunekit.progress import Progress
@@ -192,10 +191,10 @@ def on_state_restored(state: Mapping[str, Any], progress: Progress) -> None:
 
 
 @offer
-def find_component(kind: Kind, name: str) -> type | None:
+def find_component(kind: str, name: str) -> type | None:
     """The class that this plugin offers under `name`, where no entry point does; two classes are an error."""
 
 
 @offer
-def list_components(kind: Kind) -> Iterable[str] | None:
+def list_components(kind: str) -> Iterable[str] | None:
     """The names that `find_component` answers to."""

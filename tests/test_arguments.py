@@ -46,7 +46,7 @@ def complaint(**values: Any) -> str:
     "values",
     [
         *[{"sparsity": 0}, {"sparsity": 1}, {"sparsity": 1e-4}, {"weights": "fc*"}, {"weights": ["a", "b"]}],
-        *[{"weights": []}, {"levels": {"a": 0.5, "*": 1}}, {"number": -(10**30)}, {"flag": True}, {"mode": "b"}],
+        *[{"levels": {"a": 0.5, "*": 1}}, {"number": -(10**30)}, {"flag": True}, {"mode": "b"}],
         *[{"regims": {"a": [2e-6, "3D"]}}, {"maybe": None}, {"maybe": math.inf}, {"block": [1, 2, 3, 4]}],
         *[{"either": 1}, {"either": [0.1, 2]}, {"anything": {"a": [None]}}, {"anything": object()}],
     ],
@@ -265,7 +265,13 @@ def test_the_json_schema_says_the_same() -> None:
     assert json_schema(Small, "pruner") == {
         "properties": {
             "sparsity": {"maximum": 1, "minimum": 0, "type": "number"},
-            "weights": {"anyOf": [{"type": "string"}, {"items": {"type": "string"}, "type": "array"}], "default": "*"},
+            "weights": {
+                "anyOf": [
+                    {"type": "string", "minLength": 1},
+                    {"items": {"type": "string"}, "type": "array", "minItems": 1},
+                ],
+                "default": "*",
+            },
             "thing": {"default": None},
         },
         "required": ["sparsity"],

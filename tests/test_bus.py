@@ -24,7 +24,7 @@ from prunekit import (
     Window,
     hookimpl,
 )
-from prunekit.components import Context, LossTerm, SetLearningRates, SetMasks, ZeroWeights
+from prunekit.components import Context, LossTerm, Selectors, SetLearningRates, SetMasks, ZeroWeights
 from prunekit.components.origin import Origin
 from prunekit.engine.bus import EventBus
 from prunekit.hookspecs import PROJECT
@@ -160,7 +160,7 @@ def test_idle_policies_are_not_on_the_bus() -> None:
 class Fails:
     """A pruner that prunes fc2 and then fails in epoch 1."""
 
-    targets = ("fc2.weight",)
+    def __init__(self, weights: Selectors = "fc2.weight") -> None: ...
 
     def compute_masks(self, parameters: Mapping[str, Tensor], context: Context) -> Mapping[str, Tensor]:
         if context.progress.epoch == 1:
@@ -203,28 +203,28 @@ def test_a_failing_plugin_is_named_and_leaves_masks_and_model_as_they_were() -> 
 
 
 class WrongShape:
-    targets = ("fc2.weight",)
+    def __init__(self, weights: Selectors = "fc2.weight") -> None: ...
 
     def compute_masks(self, parameters: Mapping[str, Tensor], context: Context) -> Mapping[str, Tensor]:
         return {"fc2.weight": torch.ones(3, dtype=torch.bool)}
 
 
 class NotBoolean:
-    targets = ("fc2.weight",)
+    def __init__(self, weights: Selectors = "fc2.weight") -> None: ...
 
     def compute_masks(self, parameters: Mapping[str, Tensor], context: Context) -> Mapping[str, Tensor]:
         return {"fc2.weight": torch.ones(4, 8)}
 
 
 class ForeignName:
-    targets = ("fc2.weight",)
+    def __init__(self, weights: Selectors = "fc2.weight") -> None: ...
 
     def compute_masks(self, parameters: Mapping[str, Tensor], context: Context) -> Mapping[str, Tensor]:
         return {"fc1.weight": torch.ones(8, 12, dtype=torch.bool)}
 
 
 class ChangesWeights:
-    targets = ("fc2.weight",)
+    def __init__(self, weights: Selectors = "fc2.weight") -> None: ...
 
     def compute_masks(self, parameters: Mapping[str, Tensor], context: Context) -> Mapping[str, Tensor]:
         return {name: weight.abs_() > 0.1 for name, weight in parameters.items()}

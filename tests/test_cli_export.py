@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from prunekit import Application, CompressionScheduler, PluginError, PrunekitError, train
 from prunekit.cli.group import prunekit
-from prunekit.components import Context
+from prunekit.components import Context, Selectors
 from prunekit.export import (
     Compressed,
     compressed,
@@ -437,12 +437,8 @@ def test_in_the_middle_of_a_loop_the_model_is_afterwards_as_it_was() -> None:
 class Thirds:
     """A quantizer that is wrong about its own numbers."""
 
-    weights: str = "fc1.weight"
+    weights: Selectors = "fc1.weight"
     wrong: float = 0.0
-
-    @property
-    def targets(self) -> str:
-        return self.weights
 
     def quantize(self, name: str, weight: Tensor, context: Context) -> Tensor:
         return (weight * 3).round() / 3 + (weight - weight.detach())

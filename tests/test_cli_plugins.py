@@ -16,9 +16,11 @@ from click.testing import CliRunner, Result
 from prunekit.cli.group import prunekit
 
 WORKING = """
+from prunekit.components import Selectors
+
 class Thinner:
-    def __init__(self, weights: list[str]) -> None:
-        self.targets = weights
+    def __init__(self, weights: Selectors) -> None:
+        self.weights = weights
     def compute_masks(self, parameters, context):
         return {}
 
@@ -36,6 +38,7 @@ def list_components(kind):
 
 SHOWN = '''
 from prunekit import hookimpl
+from prunekit.components import Selectors
 
 class Shown:
     """Prunes nothing,
@@ -47,8 +50,8 @@ class Shown:
             0 to 1.
         names: unused.
     """
-    def __init__(self, weights: list[str], sparsity: float = 0.5, names: dict[str, int | None] | None = None) -> None:
-        self.targets = weights
+    def __init__(self, weights: Selectors, sparsity: float = 0.5, names: dict[str, int | None] | None = None) -> None:
+        self.weights = weights
     def compute_masks(self, parameters, context):
         return {}
     @hookimpl
@@ -227,7 +230,7 @@ def test_all_about_a_component_is_shown(shown: Path) -> None:
         "hooks: on_epoch_end, on_minibatch_end",
         "",
         "parameter  type                          default   meaning",
-        "weights    list[str]                     required  the parameters, by name.",
+        "weights    str | list[str]               required  the parameters, by name.",
         "sparsity   float                         0.5       the fraction of zeros, 0 to 1.",
         "names      dict[str, int | None] | None  None      unused.",
         "",
@@ -239,7 +242,7 @@ def test_all_about_a_component_is_shown(shown: Path) -> None:
 
 def test_all_about_a_component_is_data_too(shown: Path) -> None:
     parameters = [
-        {"name": "weights", "type": "list[str]", "default": "required", "meaning": "the parameters, by name."},
+        {"name": "weights", "type": "str | list[str]", "default": "required", "meaning": "the parameters, by name."},
         {"name": "sparsity", "type": "float", "default": "0.5", "meaning": "the fraction of zeros, 0 to 1."},
         {"name": "names", "type": "dict[str, int | None] | None", "default": "None", "meaning": "unused."},
     ]

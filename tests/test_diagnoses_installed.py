@@ -15,9 +15,11 @@ import pytest
 from prunekit.plugins.entry_points import this_version
 
 PRUNER = """\
+from prunekit.components import Selectors
+
 class {name}:
-    def __init__(self, weights: list[str]) -> None:
-        self.targets = weights
+    def __init__(self, weights: Selectors) -> None:
+        self.weights = weights
 
     def compute_masks(self, parameters, context):
         return {{}}
@@ -29,9 +31,11 @@ from prunekit import hookimpl
 def {hook}(progress): ...
 """
 REGULARIZER = """\
+from prunekit.components import Selectors
+
 class L0:
-    def __init__(self, weights: list[str]) -> None:
-        self.targets = weights
+    def __init__(self, weights: Selectors) -> None:
+        self.weights = weights
 
     def penalty(self, parameters, context): ...
 """

@@ -19,9 +19,9 @@ from click.testing import CliRunner, Result
 
 from prunekit.cli.group import prunekit
 from prunekit.cli.new_plugin import KINDS
+from prunekit.components import kinds
 from prunekit.components.arguments import arguments_of
 from prunekit.plugins.cards import documented_arguments
-from prunekit.plugins.entry_points import GROUPS
 from prunekit.plugins.scaffold import create_plugin, files
 from prunekit.plugins.scaffold.names import Names
 from prunekit.testing import application
@@ -114,7 +114,7 @@ def test_one_name_makes_all_others(name: str, distribution: str, class_name: str
 
 
 def test_the_kinds_are_those_that_prunekit_looks_for() -> None:
-    assert (*GROUPS, "listener") == KINDS
+    assert set(KINDS) == {*kinds.KINDS, "listener"}
 
 
 # What is written

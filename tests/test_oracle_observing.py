@@ -167,7 +167,7 @@ def test_kept_channels_are_fitted_to_the_feature_maps_like_the_reference(name: s
     model.add_module("l", layer(name))
     pruner = FMReconstructionChannelPruner(weights="l.weight", group_type="Channels", desired_sparsity=0.4)
     parameters = dict(model.named_parameters())
-    context = Context(model, {}, Progress(0), Window(0, 1), {"l.weight": None}, {"l.weight": "l.weight"})
+    context = Context(model, {}, Progress(0), Window(0, 1), {"l.weight": None}, {})
     masks = pruner.compute_masks(parameters, context)
     assert torch.equal(masks["l.weight"], data["mask/l.weight"] != 0)
     x = data["X"].transpose(1, 2).flatten(0, 1).double()  # patches: [160, channels * kernel]

@@ -26,7 +26,7 @@ BITS = (1, 2, 3, 4, 8)
 
 def context(bits: int) -> Context:
     """What a quantizer may know of a weight and an activation that are both called a."""
-    return Context(nn.Module(), {}, Progress(0), Window(0, 1), {"a": bits}, {"a": "a"}, activations={"a": bits})
+    return Context(nn.Module(), {}, Progress(0), Window(0, 1), {"a": bits}, {}, activations={"a": bits})
 
 
 def weights_of(quantizer: BitsQuantizer, bits: int, weight: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor]:
@@ -187,7 +187,7 @@ def test_the_optimizer_has_the_groups_of_the_reference(name: str) -> None:
 @pytest.mark.parametrize("name", WRPN)
 def test_a_network_under_wrpn_has_the_weights_of_the_paper(name: str) -> None:
     net = Net(name)
-    bits = dict(net.policy.targets)
+    bits = dict(net.policy.settings)
     assert set(bits) == set(parts(name, "q/")), "the reference quantizes the same weights"
     for _, out, _ in net.steps(2):
         for key, number in bits.items():

@@ -31,11 +31,12 @@ def on_epoch_begin(progress):
 """
 OFFERING = """\
 from prunekit import hookimpl
+from prunekit.components import Selectors
 from prunekit.pruning import prune_lowest
 
 class Dynamic:
-    def __init__(self, weights: list[str]) -> None:
-        self.targets = weights
+    def __init__(self, weights: Selectors) -> None:
+        self.weights = weights
 
     def compute_masks(self, parameters, context):
         return {name: prune_lowest(weight.abs(), 0.25) for name, weight in parameters.items()}

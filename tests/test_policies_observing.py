@@ -23,7 +23,7 @@ from prunekit import (
     Window,
     hookimpl,
 )
-from prunekit.components import Context
+from prunekit.components import Context, Selectors
 from prunekit.plugins.listeners import Listener, Plugins
 from prunekit.plugins.registry import Registry
 from prunekit.pruning import prune_lowest
@@ -33,14 +33,10 @@ from prunekit.pruning import prune_lowest
 class Counting:
     """Hears how often fc1 runs and how often the gradients are known; prunes half of fc1 by magnitude."""
 
-    weights: str = "fc1.weight"
+    weights: Selectors = "fc1.weight"
     heard: int = 0
     observed: int = 0
     when_asked: list[tuple[int, int, int]] = field(default_factory=list)
-
-    @property
-    def targets(self) -> str:
-        return self.weights
 
     def listen(self, parameters: Mapping[str, Parameter], context: Context) -> Iterable[RemovableHandle]:
         yield context.model.get_submodule("fc1").register_forward_hook(self.hear)
@@ -290,10 +286,8 @@ class Fails:
 
 
 class Second(Counting):
-    weights: str = "fc2.weight"
-
-    def __init__(self) -> None:
-        super().__init__("fc2.weight")
+    def __init__(self, weights: Selectors = "fc2.weight") -> None:
+        super().__init__(weights)
 
 
 def test_new_weights_are_undone_when_a_listener_fails_over_a_later_effect() -> None:

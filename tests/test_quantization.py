@@ -23,7 +23,7 @@ from prunekit import (
     Trace,
     Window,
 )
-from prunekit.components import Context
+from prunekit.components import Context, Selectors
 
 SILENT = Trace(level="error")
 QUANTIZERS = ["DorefaQuantizer", "WRPNQuantizer", "PACTQuantizer", "QuantAwareTrainRangeLinearQuantizer"]
@@ -189,7 +189,7 @@ def test_what_the_forward_pass_uses_is_current_after_each_step_and_when_an_epoch
     for minibatch in range(MINIBATCHES):
         run.step(0, minibatch)
         for name, weight in run.floats.items():
-            if name in policy.targets:
+            if name in policy.settings:
                 expected = DorefaQuantizer().quantize(name, weight, policy.quantized_weights[name].context)
                 assert torch.equal(run.bare.get_submodule(name.rpartition(".")[0]).weight, expected)
 
@@ -473,14 +473,11 @@ class Fails:
 
     Args:
         how: what it does.
+        weights: the parameters.
     """
 
-    def __init__(self, how: str = "raises") -> None:
+    def __init__(self, how: str = "raises", weights: Selectors = "fc.weight") -> None:
         self.how = how
-
-    @property
-    def targets(self) -> str:
-        return "fc.weight"
 
     def quantize(self, name: str, weight: Tensor, context: Context) -> Tensor:
         if self.how == "raises":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
 
@@ -60,15 +60,15 @@ def model(**weights: Any) -> nn.Module:
 
 def context(net: nn.Module, epoch: int = 0, minibatch: int = -1, window: Window | None = None) -> Context:
     names = list(Parameters.of(net).by_name)
-    selectors = {name: name for name in names}
-    return Context(net, {}, Progress(epoch, minibatch), window or Window(0, 5), dict.fromkeys(names), selectors)
+    return Context(net, {}, Progress(epoch, minibatch), window or Window(0, 5), dict.fromkeys(names), {})
 
 
 def gone(pruner: Any, net: nn.Module, at: Context | None = None) -> dict[str, list[int]]:
     """The flat indices that are pruned, by parameter."""
     names = [pruner.weights] if isinstance(pruner.weights, str) else pruner.weights
     parameters = {name: parameter for name, parameter in Parameters.of(net).by_name.items() if name in names}
-    masks: Mapping[str, Tensor] = pruner.compute_masks(parameters, at or context(net))
+    keys = {name: ("weights", index) for index, name in enumerate(names)}
+    masks: Mapping[str, Tensor] = pruner.compute_masks(parameters, replace(at or context(net), keys=keys))
     return {name: (~mask).reshape(-1).nonzero().reshape(-1).tolist() for name, mask in masks.items()}
 
 
@@ -314,7 +314,6 @@ def test_noise_is_the_share_of_scores_that_are_multiplied_by_a_normal_draw() -> 
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"weights": []}, "weights: selects nothing: name at least one parameter, or '*'"),
         ({"granularity": None}, "granularity: say either group_type or granularity: both name the groups"),
         ({"group_type": "Filters"}, "granularity: leave out one of the two: both name the groups"),
         (
@@ -337,8 +336,8 @@ def test_both_parents_check_their_keys() -> None:
     keys: dict[str, Any] = {"granularity": {"dim": 0}, "initial_sparsity": 0.5, "final_sparsity": 0.25}
     with pytest.raises(ArgumentError, match="must be above initial_sparsity"):
         LargestPrunerAGP(weights="a.weight", **keys)
-    with pytest.raises(ArgumentError, match="selects nothing"):
-        LargestPrunerAGP(weights="", **keys)
+    with pytest.raises(ArgumentError, match="say either group_type or granularity"):
+        LargestPrunerAGP(weights="a.weight", **{**keys, "granularity": None, "final_sparsity": 0.75})
 
 
 def test_tensors_without_such_groups_are_refused_with_name_and_shape_all_of_them() -> None:

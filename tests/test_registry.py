@@ -16,11 +16,12 @@ from prunekit.plugins.listeners import load_plugins
 from prunekit.plugins.registry import Registry
 
 PRUNER = """\
+from prunekit.components import Selectors
 from prunekit.pruning import prune_lowest
 
 class Halver:
-    def __init__(self, weights: list[str]) -> None:
-        self.targets = weights
+    def __init__(self, weights: Selectors) -> None:
+        self.weights = weights
 
     def compute_masks(self, parameters, context):
         return {name: prune_lowest(weight.abs(), 0.5) for name, weight in parameters.items()}
@@ -210,9 +211,10 @@ def test_a_distribution_with_broken_metadata_stops_nobody(install: Install, tmp_
 def test_a_misspelt_hook_of_a_component_is_refused_with_the_right_one(install: Install, tmp_path: Path) -> None:
     body = dedent("""\
         from prunekit import hookimpl
+        from prunekit.components import Selectors
         class Halver:
-            def __init__(self, weights: list[str]) -> None:
-                self.targets = weights
+            def __init__(self, weights: Selectors) -> None:
+                self.weights = weights
             def compute_masks(self, parameters, context):
                 return {}
             @hookimpl
@@ -229,9 +231,10 @@ def test_a_hook_of_a_component_with_an_argument_that_is_not_given_is_refused(ins
     """Before training: pluggy would find out when the policy's window opens."""
     body = dedent("""\
         from prunekit import hookimpl
+        from prunekit.components import Selectors
         class Halver:
-            def __init__(self, weights: list[str]) -> None:
-                self.targets = weights
+            def __init__(self, weights: Selectors) -> None:
+                self.weights = weights
             def compute_masks(self, parameters, context):
                 return {}
             @hookimpl

@@ -25,6 +25,7 @@ from prunekit import (
     Window,
     hookimpl,
 )
+from prunekit.components import Selectors
 
 
 def everything(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Any]:
@@ -462,11 +463,7 @@ def test_a_name_fits_wrapped_and_unwrapped_models_both_ways(selector: str, model
 
 @dataclass
 class Mine:
-    weights: list[str]
-
-    @property
-    def targets(self) -> list[str]:
-        return self.weights
+    weights: Selectors
 
     def compute_masks(self, parameters: Mapping[str, Tensor], context: Any) -> Mapping[str, Tensor]:
         return {}
@@ -474,8 +471,7 @@ class Mine:
     def check(self, parameters: Mapping[str, Tensor], context: Any) -> Any:
         for name, parameter in parameters.items():
             if parameter.dim() != 4:
-                place = self.weights.index(context.selectors[name])
-                yield ArgumentError("weights", place, message=f"{name!r} has {parameter.dim()} dimensions")
+                yield ArgumentError(*context.keys[name], message=f"{name!r} has {parameter.dim()} dimensions")
 
 
 def python_refusal(cls: type, **args: Any) -> list[str]:
@@ -488,7 +484,7 @@ def python_refusal(cls: type, **args: Any) -> list[str]:
 def test_python_objects_are_refused_in_the_same_words() -> None:
     assert python_refusal(Mine, wieghts=["fc"]) == [
         "<python>: pruners.p.wieghts: Mine has no argument 'wieghts'; did you mean 'weights'?",
-        "<python>: pruners.p: Mine needs 'weights' (list[str])",
+        "<python>: pruners.p: Mine needs 'weights' (str | list[str])",
     ]
     assert python_refusal(Mine, weights=["classifier.1.wieght"]) == [
         "<python>: pruners.p.weights[0]: 'classifier.1.wieght' selects nothing in the model; "

@@ -16,7 +16,7 @@ from torch import nn
 from examples import mnist
 from examples.models.preact_resnet import PreactResNet
 from prunekit import Application, CompressionScheduler, ScheduleError, Trace
-from prunekit.model.selectors import without_module
+from prunekit.model.names import without_wrappers
 
 SCHEDULES = Path(__file__).parents[1] / "examples" / "schedules"
 SENSITIVITIES = {
@@ -47,7 +47,7 @@ class Run:
         self.data = [(x[:8], y[:8]) for x, y in islice(self.app.train_loader, 2)]
 
     def name(self, bare: str) -> str:
-        return next(n for n, _ in self.app.model.named_parameters() if without_module(n) == bare)
+        return next(n for n, _ in self.app.model.named_parameters() if without_wrappers(n) == bare)
 
     def weight(self, bare: str) -> torch.Tensor:
         return self.app.model.get_parameter(self.name(bare)).detach()
@@ -165,12 +165,12 @@ def preact_resnet(seed: int) -> Application:
 def bits_of(run: Run) -> dict[str, tuple[int | None, int | None]]:
     """Module -> bits of weights and activations, from the one line that says so."""
     (line,) = run.recorder.events("modules quantized")
-    return {without_module(name): (given["weights"], given["activations"]) for name, given in line["bits"].items()}
+    return {without_wrappers(name): (given["weights"], given["activations"]) for name, given in line["bits"].items()}
 
 
 def levels(run: Run, module: str) -> int:
     """How many different weights a module computes with."""
-    modules = {without_module(name): m for name, m in run.app.model.named_modules()}
+    modules = {without_wrappers(name): m for name, m in run.app.model.named_modules()}
     return len(modules[module].weight.detach().unique())
 
 
@@ -215,7 +215,7 @@ def test_dorefa_overrides_of_a_block(make: Callable[..., Application]) -> None:
         "fc": (4, None),
     }
     (line,) = run.recorder.events("modules quantized")
-    block = next(given for name, given in line["bits"].items() if without_module(name) == "block1.conv1")
+    block = next(given for name, given in line["bits"].items() if without_wrappers(name) == "block1.conv1")
     assert block["by"].endswith("dorefa_block_overrides.yaml:8:7, block1.conv*")
     assert seen[200] == [36, 144, 40]
     for epoch in (0, 199):

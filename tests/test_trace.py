@@ -19,6 +19,7 @@ from helpers import MLP, pruning, train_attached, window, without_listeners
 from structlog.testing import capture_logs
 
 from prunekit import ComponentSpec, CompressionScheduler, PolicySpec, Schedule, Trace, Window
+from prunekit.components import Selectors
 from prunekit.trace import read
 
 
@@ -89,7 +90,7 @@ def test_the_error_level_writes_nothing_of_a_good_run(tmp_path: Path) -> None:
 
 def test_an_error_has_the_same_keys_and_the_traceback(tmp_path: Path) -> None:
     class Failing:
-        targets = ("fc1.weight",)
+        def __init__(self, weights: Selectors = "fc1.weight") -> None: ...
 
         def compute_masks(self, parameters: Any, context: Any) -> Any:
             raise ZeroDivisionError("no weights")

@@ -33,10 +33,6 @@ class Right:
     sparsity: Sparsity
     weights: Selectors
 
-    @property
-    def targets(self) -> Selectors:
-        return self.weights
-
     def compute_masks(self, parameters: Weights, context: Context) -> Weights:
         return {name: prune_lowest(weight.abs(), self.sparsity) for name, weight in parameters.items()}
 
@@ -45,13 +41,13 @@ class Untyped(Right):
     """An argument without a type.
 
     Args:
-        names: the parameters.
+        fraction: of zeros.
     """
 
     breaks = ("typed_constructor",)
 
-    def __init__(self, sparsity: Sparsity = 0.5, names="*.weight") -> None:  # type: ignore[no-untyped-def]
-        super().__init__(sparsity, names)
+    def __init__(self, weights: Selectors = "*.weight", fraction=0.5) -> None:  # type: ignore[no-untyped-def]
+        super().__init__(fraction, weights)
 
 
 class WrongDefault(Right):
@@ -87,7 +83,7 @@ class SharesItsDefault(Right):
 
     breaks = ("own_state",)
 
-    def __init__(self, sparsity: Sparsity, weights: list[str] = ["fc1.weight"]) -> None:  # noqa: B006
+    def __init__(self, sparsity: Sparsity, weights: Selectors = ["fc1.weight"]) -> None:  # noqa: B006
         super().__init__(sparsity, weights)
 
 
@@ -380,10 +376,6 @@ class Penalty:
     strength: NonNegative
     weights: Selectors
 
-    @property
-    def targets(self) -> Selectors:
-        return self.weights
-
     def penalty(self, parameters: Weights, context: Context) -> Tensor:
         return torch.stack([self.strength * weight.square().sum() for weight in parameters.values()]).sum()
 
@@ -427,10 +419,6 @@ class Rounds:
     breaks = ("differentiable",)
     weights: Selectors
 
-    @property
-    def targets(self) -> Selectors:
-        return self.weights
-
     def quantize(self, name: str, weight: Tensor, context: Context) -> Tensor:
         return (weight * 8).round() / 8
 
@@ -440,7 +428,7 @@ class Steps(BitsQuantizer):
     """Rounds what is between -1 and 1 to 2^k - 1 steps: what the quantizers below would be if they were right."""
 
     def quantize(self, name: str, weight: Tensor, context: Context) -> Tensor:
-        return in_steps(weight.clamp(-1, 1), 2 ** (context.targets[name] - 1) - 1)
+        return in_steps(weight.clamp(-1, 1), 2 ** (context.settings[name] - 1) - 1)
 
     def quantize_activation(self, name: str, output: Tensor, context: Context) -> Tensor:
         return in_steps(output.clamp(0, 1), 2 ** context.activations[name] - 1)
@@ -470,7 +458,7 @@ class OneBitTooMany(Steps):
     breaks = ("levels",)
 
     def quantize(self, name: str, weight: Tensor, context: Context) -> Tensor:
-        return in_steps(weight.clamp(-1, 1), 2 ** context.targets[name] / 2)
+        return in_steps(weight.clamp(-1, 1), 2 ** context.settings[name] / 2)
 
 
 class OneBitTooManyBehindARelu(Steps):

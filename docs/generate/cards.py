@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from docs.generate.plugins import Plugin
 from docs.generate.text import names_in, on_one_line, relative_path, table
-from prunekit.plugins.entry_points import GROUPS
+from prunekit.components.kinds import KINDS
 
 HEADINGS = ("What it does", "In a schedule", "When to use it", "Paper")
 """What a card of a component has; a listener's has those of `LISTENERS_HEADINGS`."""
@@ -77,7 +77,7 @@ def rows_of_cards(plugins: Iterable[Plugin], kind: str) -> str:
 def list_of_classes(plugins: Iterable[Plugin]) -> str:
     """A table with a row for each class, by kind."""
     rows = []
-    for kind in GROUPS:
+    for kind in KINDS:
         for plugin in plugins:
             link, source = f"[{plugin.name}](methods.md#{plugin.name})", paper(section(plugin.text(), "Paper"))
             what = "".join(sentences(intro(plugin.text()))[:1])

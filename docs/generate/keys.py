@@ -9,11 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from pydantic import TypeAdapter
+
 from docs.generate.text import names_in, table
 from prunekit import PluginError
+from prunekit.components import Selectors
 from prunekit.components.arguments import Argument, arguments_of
 from prunekit.components.docstrings import documented_arguments
-from prunekit.plugins.entry_points import GROUPS, Offer
+from prunekit.plugins.entry_points import Offer
 from prunekit.plugins.registry import Registry
 from prunekit.schedule.json_schema import Schema
 
@@ -50,10 +53,9 @@ def rows_of(registry: Registry, offer: Offer) -> Iterator[Row]:
     Raises:
         PluginError: it can't be imported.
     """
-    kind = next(kind for kind in GROUPS if kind == offer.kind)
-    cls = registry.find(kind, f"{offer.distribution}:{offer.name}").cls
+    cls = registry.find(offer.kind, f"{offer.distribution}:{offer.name}").cls
     meanings = documented_arguments(cls)
-    for argument in arguments_of(cls, kind):
+    for argument in arguments_of(cls, offer.kind):
         schema = argument.adapter().json_schema()
         meaning = meanings.get(argument.name, "").removesuffix(".")
         yield Row(f"`{argument.name}`", in_words(schema, schema.get("$defs", {})), default_of(cls, argument), meaning)
@@ -84,7 +86,7 @@ def in_words(schema: Schema, definitions: Schema) -> str:
         return _or([f"`{value}`" for value in schema.get("enum", [schema.get("const")])])
     if "anyOf" in schema or "oneOf" in schema:
         options = [option for option in schema.get("anyOf") or schema["oneOf"] if option != {"type": "null"}]
-        if options == [{"type": "string"}, {"items": {"type": "string"}, "type": "array"}]:
+        if options == TypeAdapter(Selectors).json_schema()["anyOf"]:
             return "name, glob or `re:` pattern, or a list of these"
         words = list(dict.fromkeys(in_words(option, definitions) for option in options))
         return "; or ".join(words) if any(" or " in word for word in words) else _or(words)

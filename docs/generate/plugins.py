@@ -12,7 +12,8 @@ from importlib_metadata import EntryPoint
 
 from docs.generate.text import ROOT
 from prunekit import PluginError
-from prunekit.plugins.entry_points import GROUPS, LISTENERS, Offer
+from prunekit.components.kinds import KINDS
+from prunekit.plugins.entry_points import LISTENERS, Offer
 from prunekit.plugins.listeners import Listener
 from prunekit.plugins.registry import Registry
 from prunekit.plugins.run_time import RunTimeComponents
@@ -38,7 +39,7 @@ class Plugin:
     @property
     def components(self) -> list[Offer]:
         """What a schedule can name by entry points."""
-        return [offer for offer in self.offers if offer.kind in GROUPS]
+        return [offer for offer in self.offers if offer.kind in KINDS]
 
     def of_kind(self, kind: str) -> list[Offer]:
         """Its classes of a kind."""
@@ -54,7 +55,7 @@ def plugins_of(root: Path = ROOT) -> list[Plugin]:
     plugins = []
     for file in sorted(root.glob("plugins/*/pyproject.toml")):
         project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
-        kinds = {group: str(kind) for kind, group in GROUPS.items()} | {LISTENERS: "listener"}
+        kinds = {kind.group: name for name, kind in KINDS.items()} | {LISTENERS: "listener"}
         offers = tuple(
             Offer(kinds[group], name, project["name"], project["version"], EntryPoint(name, value, group))
             for group, entries in project.get("entry-points", {}).items()
@@ -69,7 +70,7 @@ def plugins_of(root: Path = ROOT) -> list[Plugin]:
 def registry_of(plugins: Iterable[Plugin]) -> Registry:
     """The classes that these plugins offer, at run time as well."""
     offers = [offer for plugin in plugins for offer in plugin.offers]
-    components = [offer for offer in offers if offer.kind in GROUPS]
+    components = [offer for offer in offers if offer.kind in KINDS]
     return Registry(
         sorted(components, key=lambda offer: (offer.name, offer.distribution)), RunTimeComponents(_listeners(offers))
     )

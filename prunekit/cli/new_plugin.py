@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from importlib.resources import files as resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,10 @@ from prunekit.cli.console import usage_error
 if TYPE_CHECKING:
     from prunekit.plugins.scaffold import NewPlugin
 
-KINDS = ("pruner", "regularizer", "quantizer", "lr_scheduler", "extension", "listener")
+_TEMPLATES = resources("prunekit.plugins").joinpath("scaffold", "templates")
+# Read from the folders: the module that knows the kinds needs torch, and `--help` must not wait for that.
+KINDS = tuple(sorted(folder.name for folder in _TEMPLATES.iterdir() if folder.name != "common"))
+"""What there are templates for: every kind of component, and a listener."""
 
 
 @click.command("new-plugin")

@@ -70,11 +70,11 @@ plugins.add_command(show_card)
 
 
 def _offers() -> list[Offer]:
-    from prunekit.components.kinds import SECTIONS
+    from prunekit.components.kinds import KINDS
     from prunekit.plugins.entry_points import component_offers, listener_offers
 
-    kinds = list(SECTIONS.values())
-    return [*sorted(component_offers(), key=lambda offer: kinds.index(offer.kind)), *listener_offers()]  # type: ignore[arg-type]
+    kinds = list(KINDS)
+    return [*sorted(component_offers(), key=lambda offer: kinds.index(offer.kind)), *listener_offers()]
 
 
 def _row(offer: Offer, offers: Sequence[Offer]) -> Row:
@@ -102,11 +102,16 @@ def _plain_row(offer: Offer) -> Row:
 
 def _stray(offer: Offer) -> Row:
     """An entry point that nobody looks for."""
+    from prunekit.components.kinds import KINDS
     from prunekit.errors import did_you_mean
-    from prunekit.plugins.entry_points import GROUPS, LISTENERS
+    from prunekit.plugins.entry_points import LISTENERS
 
     listens = any(word in offer.group for word in ("listener", "hook", "plugin"))
-    hint = f"; listeners belong in {LISTENERS!r}" if listens else did_you_mean(offer.group, GROUPS.values())
+    hint = (
+        f"; listeners belong in {LISTENERS!r}"
+        if listens
+        else did_you_mean(offer.group, [kind.group for kind in KINDS.values()])
+    )
     reason = f"prunekit has no group {offer.group!r}{hint}"
     return replace(_plain_row(offer), state="broken", reason=reason)
 
@@ -131,7 +136,7 @@ def _checked(row: Row, offer: Offer) -> Row:
         broken = load_plugins(offers=[offer]).broken
         return replace(row, state="broken", reason=broken[0].reason, traceback=broken[0].traceback) if broken else row
     try:
-        must_be(Registry([offer]).find(offer.kind, offer.name), offer.kind, offer.name)  # type: ignore[arg-type]
+        must_be(Registry([offer]).find(offer.kind, offer.name), offer.kind, offer.name)
     except PluginError as error:
         return replace(row, state="broken", reason=str(error), traceback=traceback.format_exc())
     return row
@@ -139,8 +144,8 @@ def _checked(row: Row, offer: Offer) -> Row:
 
 def _at_run_time(offers: Sequence[Offer]) -> Iterator[Row]:
     """What the listeners among them offer where no entry point has the name."""
+    from prunekit.components.kinds import KINDS
     from prunekit.errors import PluginError
-    from prunekit.plugins.entry_points import GROUPS
     from prunekit.plugins.listeners import load_plugins
     from prunekit.plugins.registry import Registry
     from prunekit.plugins.run_time import RunTimeComponents
@@ -148,7 +153,7 @@ def _at_run_time(offers: Sequence[Offer]) -> Iterator[Row]:
     registered = Registry()
     for listener in load_plugins(offers=[offer for offer in offers if offer.kind == "listener"]).listeners:
         row = Row("", "", listener.distribution, listener.version, f"find_component of {listener.name}")
-        for kind in GROUPS:
+        for kind in KINDS:
             try:
                 offered = RunTimeComponents([listener])
                 offered.must_list(kind)

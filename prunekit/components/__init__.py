@@ -23,6 +23,7 @@ from prunekit.components.origin import (
     Result,
 )
 from prunekit.components.pruner import (
+    Accompanied,
     Listening,
     Observing,
     Pruner,
@@ -37,12 +38,18 @@ from prunekit.components.regularizer import (
 )
 from prunekit.components.types import (
     NonNegative,
+    NonNegativeInt,
+    PerParameter,
+    Positive,
+    PositiveInt,
+    Probability,
     Selectors,
+    Share,
     Sparsity,
-    Targets,
 )
 
 __all__ = [
+    "Accompanied",
     "Context",
     "DropMasks",
     "Effect",
@@ -51,7 +58,12 @@ __all__ = [
     "LossTerm",
     "ModulesQuantized",
     "NonNegative",
+    "NonNegativeInt",
     "Observing",
+    "PerParameter",
+    "Positive",
+    "PositiveInt",
+    "Probability",
     "Pruner",
     "Quantizer",
     "Reconstructing",
@@ -62,8 +74,8 @@ __all__ = [
     "SetLearningRates",
     "SetMasks",
     "SetWeights",
+    "Share",
     "Sparsity",
     "Stateful",
-    "Targets",
     "ZeroWeights",
 ]

@@ -17,10 +17,10 @@ from typing import Any
 import pydantic
 from pydantic import ConfigDict, TypeAdapter
 
-from prunekit.components.kinds import Kind
+from prunekit.components.kinds import KINDS
+from prunekit.components.types import SELECTS_NOTHING
 from prunekit.errors import ArgumentError, did_you_mean, shortened
 
-_INJECTED = {"lr_scheduler": {"optimizer", "last_epoch", "verbose"}}
 _REQUIRED = inspect.Parameter.empty
 
 
@@ -47,18 +47,17 @@ class Argument:
         return TypeAdapter(Any)
 
 
-def arguments_of(cls: type, kind: Kind) -> list[Argument]:
+def arguments_of(cls: type, kind: str) -> list[Argument]:
     """The YAML keys of a component class, in the constructor's order, without what prunekit gives it (`optimizer`)."""
     hints = _hints(cls)
     return [
         Argument(name, hints.get(name, Any), parameter.default)
         for name, parameter in signature_of(cls).parameters.items()
-        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        and name not in _INJECTED.get(kind, ())
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD) and name not in KINDS[kind].supplied
     ]
 
 
-def check_arguments(cls: type, kind: Kind, values: Mapping[str, Any], who: str = "") -> Iterable[ArgumentError]:
+def check_arguments(cls: type, kind: str, values: Mapping[str, Any], who: str = "") -> Iterable[ArgumentError]:
     """What is wrong with a section's keys: unknown, missing, of a wrong type, out of range.
 
     `who` has the arguments, in the messages: the class, by default.
@@ -92,13 +91,16 @@ def check_value(adapter: TypeAdapter[Any], value: Any, path: tuple[str | int, ..
         values = {}
         for item in error.errors(include_url=False):
             place, got = _place(value, item["loc"])
+            if item["type"] == SELECTS_NOTHING:
+                yield ArgumentError(*path, *place, message=item["msg"])
+                return
             places.setdefault(place, []).append(_wording(item))
             values[place] = got
         for place, messages in _deepest(places).items():
             yield ArgumentError(*path, *place, message=f"{_either(messages)}, got {shortened(values[place])}")
 
 
-def json_schema(cls: type, kind: Kind) -> dict[str, Any]:
+def json_schema(cls: type, kind: str) -> dict[str, Any]:
     """The JSON Schema of a section with `class: cls`, without the `class` key itself."""
     properties, required, definitions = {}, [], {}
     for argument in arguments_of(cls, kind):

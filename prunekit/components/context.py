@@ -21,8 +21,9 @@ class Context:
         masks: the masks in force, by parameter name (True keeps).
         progress: where training stands: epoch, mini-batch, step of the optimizer.
         window: when the policy acts; ask it with `progress`.
-        targets: parameter name -> the setting of the selector that chose it (None without settings).
-        selectors: parameter name -> that selector, as the schedule spells it.
+        settings: parameter name -> the setting of the selector that chose it (None without settings).
+        keys: parameter name -> where that selector stands among the component's keys, such as `("weights", 2)`: what an
+            `ArgumentError` about the parameter begins with.
         activations: of a quantizer: the name of an activation -> its bits.
         warn: `warn("constant message", key=value)` leaves a line in the trace, with epoch, policy and plugin.
     """
@@ -31,8 +32,8 @@ class Context:
     masks: Mapping[str, Tensor]
     progress: Progress
     window: Window
-    targets: Mapping[str, Any]
-    selectors: Mapping[str, str]
+    settings: Mapping[str, Any]
+    keys: Mapping[str, tuple[str | int, ...]]
     warn: Callable[..., None] = lambda message, **values: None
     activations: Mapping[str, int] = field(default_factory=dict)
 

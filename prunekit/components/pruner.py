@@ -12,7 +12,6 @@ from torch.nn import Parameter
 from torch.utils.hooks import RemovableHandle
 
 from prunekit.components.context import Context
-from prunekit.components.types import Targets
 from prunekit.errors import ArgumentError
 
 
@@ -20,17 +19,25 @@ from prunekit.errors import ArgumentError
 class Pruner(Protocol):
     """Decides which weights stay. Its constructor's arguments are the YAML keys of its section.
 
-    A pruner may also have `check(parameters, context)`, which yields an `ArgumentError` for each parameter that it
-    can't work on, `state_dict()/load_state_dict()`, and what `Observing`, `Listening`, `Scaling` and `Reconstructing`
+    It owns the parameters that its arguments of type `Selectors` or `PerParameter` select. A pruner may also have
+    `check(parameters, context)`, which yields an `ArgumentError` for each parameter that it can't work on,
+    `state_dict()/load_state_dict()`, and what `Accompanied`, `Observing`, `Listening`, `Scaling` and `Reconstructing`
     describe.
     """
 
-    @property
-    def targets(self) -> Targets:
-        """The parameters it prunes."""
-
     def compute_masks(self, parameters: Mapping[str, Parameter], context: Context) -> Mapping[str, Tensor]:
         """Boolean masks (True keeps), each shaped like its parameter; a name left out keeps the mask it has."""
+
+
+@runtime_checkable
+class Accompanied(Protocol):
+    """A pruner that also owns parameters which nobody has selected, beside selected ones."""
+
+    def companions(self, parameters: Mapping[str, Parameter], context: Context) -> Mapping[str, str]:
+        """Further parameter -> the selected one that it goes with, whose setting and key it shares.
+
+        One that is selected itself stays what it is.
+        """
 
 
 @runtime_checkable
@@ -76,7 +83,7 @@ class Reconstructing(Protocol):
 
 
 @dataclass(frozen=True)
-class PrunerArgs:
+class PrunerArguments:
     """The `args` of a pruner's policy."""
 
     mini_batch_pruning_frequency: Annotated[int, Field(ge=0)] = 0

@@ -7,20 +7,16 @@ from typing import Protocol, runtime_checkable
 from torch import Tensor
 
 from prunekit.components.context import Context
-from prunekit.components.types import Targets
 
 
 @runtime_checkable
 class Quantizer(Protocol):
     """Decides which values the forward pass uses for the weights, while its policy's window is open.
 
+    It quantizes the parameters that its arguments of type `Selectors` or `PerParameter` select.
     The float weights stay: the optimizer updates them under their own names, and gradients reach them through
     `quantize`. A masked weight stays zero.
     """
-
-    @property
-    def targets(self) -> Targets:
-        """The parameters that it quantizes."""
 
     def quantize(self, name: str, weight: Tensor, context: Context) -> Tensor:
         """The values that the forward pass uses for `weight`: the same shape and type, differentiable in it.

@@ -10,26 +10,21 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from prunekit.components.context import Context
-from prunekit.components.types import Targets
 
 
 @runtime_checkable
 class Regularizer(Protocol):
-    """Adds a penalty to the loss.
+    """Adds a penalty to the loss, of the parameters that its arguments of type `Selectors` or `PerParameter` select.
 
     With `compute_masks(parameters, context)` too it drops weights once after each mini-batch (`threshold_criteria`).
     """
-
-    @property
-    def targets(self) -> Targets:
-        """The parameters it penalises."""
 
     def penalty(self, parameters: Mapping[str, Parameter], context: Context) -> Tensor:
         """The scalar to add to the loss, differentiable in the parameters."""
 
 
 @dataclass(frozen=True)
-class RegularizerArgs:
+class RegularizerArguments:
     """The `args` of a regularizer's policy."""
 
     keep_mask: bool = False

@@ -2,16 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeVar
 
-from pydantic import Field
+from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+T = TypeVar("T")
 
 Sparsity = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 """A fraction of zeros, from 0 to 1."""
+Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+"""A part that is never the whole: from 0 to below 1."""
+Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+"""How likely something is, from 0 to 1."""
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 """A finite number that is not negative."""
-Selectors = str | list[str]
-"""Which parameters: one exact name, glob or `re:` pattern, or several."""
-Targets = Sequence[str] | Mapping[str, Any]
-"""Selectors of parameters; in a mapping each comes with its setting."""
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+"""A finite number above 0."""
+NonNegativeInt = Annotated[int, Field(ge=0)]
+"""A whole number that is not negative."""
+PositiveInt = Annotated[int, Field(ge=1)]
+"""A whole number above 0."""
+
+SELECTS_NOTHING = "selects_nothing"
+"""The type of pydantic's error about an argument that selects no parameter."""
+
+
+@dataclass(frozen=True)
+class Selects:
+    """What marks the type of an argument that says which parameters a component owns: it is never empty."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        # After the type's own check: what runs before it would see a JSON list as a Python one, which is no tuple.
+        return core_schema.no_info_after_validator_function(_not_empty, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        described = handler(schema)
+        for member in described.get("anyOf", [described]):
+            member[_LEAST[member["type"]]] = 1
+        return described
+
+
+def _not_empty(value: Any) -> Any:
+    if not value:
+        raise PydanticCustomError(SELECTS_NOTHING, "selects nothing: name at least one parameter, or '*'")
+    return value
+
+
+_LEAST = {"string": "minLength", "array": "minItems", "object": "minProperties"}
+
+Selectors = Annotated[str | list[str], Selects()]
+"""Which parameters: one exact name, glob or `re:` pattern, or several. Never empty."""
+PerParameter = Annotated[dict[str, T], Selects()]
+"""Which parameters, each selector with its setting: `PerParameter[Sparsity]`. Never empty."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,10 +12,11 @@ from torch.optim import Optimizer
 
 from prunekit.components.arguments import check_arguments, signature_of
 from prunekit.components.context import Context
-from prunekit.components.kinds import Kind
+from prunekit.components.kinds import KINDS
 from prunekit.components.origin import Origin
-from prunekit.components.pruner import PrunerArgs
-from prunekit.components.regularizer import RegularizerArgs
+from prunekit.components.pruner import Accompanied, PrunerArguments
+from prunekit.components.regularizer import RegularizerArguments
+from prunekit.components.selecting import GivenSelector, given_selectors
 from prunekit.engine.conflicts import collisions, exhausted, idle_policies
 from prunekit.engine.learning_rate import LearningRateSchedule
 from prunekit.engine.policies import (
@@ -30,7 +30,8 @@ from prunekit.engine.policies import (
 )
 from prunekit.errors import ArgumentError, PluginError, Problem
 from prunekit.model.dataflow import following_batchnorms
-from prunekit.model.parameters import Parameters, stable_name
+from prunekit.model.names import stable_name
+from prunekit.model.parameters import Parameters
 from prunekit.model.selectors import select
 from prunekit.plugins.listeners import must_be
 from prunekit.plugins.registry import Found, Registry
@@ -41,8 +42,6 @@ from prunekit.schedule.schedule import Schedule
 from prunekit.schedule.specs import ComponentSpec, PolicySpec
 from prunekit.schedule.yaml_source import Path_, plain
 
-_ARGS: dict[str, type] = {"pruner": PrunerArgs, "regularizer": RegularizerArgs}
-_OWNERS = ("pruner", "regularizer", "quantizer")
 _PART_OF = {"weight": "weights", "bias": "bias"}
 """A module's parameter -> what of the module it is to quantizers."""
 
@@ -57,7 +56,7 @@ class Built:
 
     policies: list[Policy] = field(default_factory=list)
     components: dict[str, Any] = field(default_factory=dict)
-    found: dict[tuple[Kind, str], Found] = field(default_factory=dict)
+    found: dict[tuple[str, str], Found] = field(default_factory=dict)
     catalog: Catalog | None = None
     problems: list[Problem] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)
@@ -90,7 +89,6 @@ class _Builder:
         self.model, self.optimizer, self.epochs = model, optimizer, epochs
         self.parameters = None if model is None else Parameters.of(model)
         self.found: dict[tuple[str, str], Found] = {}
-        self.probes: dict[str, Any] = {}
         self.built = Built()
 
     def run(self) -> Built:
@@ -129,7 +127,6 @@ class _Builder:
     def make(self, spec: ComponentSpec, args: Mapping[str, Any], path: Path_, key: str) -> Any:
         cls = self.found[spec.kind, spec.name].cls
         if self.refuses(check_arguments(cls, spec.kind, args), path, _names(cls)):
-            self.probe(cls, args, key)
             return None
         try:
             if spec.kind == "lr_scheduler":
@@ -141,11 +138,6 @@ class _Builder:
         except Exception as error:
             self.say((*path, "class"), f"{spec.class_name} refuses its arguments: {_text(error)}")
         return self.built.components.get(key)
-
-    def probe(self, cls: type, args: Mapping[str, Any], key: str) -> None:
-        """A component with wrong arguments, if it lets itself be made: never used, only asked for its targets."""
-        with suppress(Exception):
-            self.probes[key] = cls(**{name: value for name, value in plain(args).items() if name in _names(cls)})
 
     def refuses(self, errors: Iterable[ArgumentError], path: Path_, known: set[str]) -> bool:
         """Say what is wrong with some keys, at the value, or at the key where that itself is wrong."""
@@ -163,20 +155,21 @@ class _Builder:
         if spec is None or (spec.kind, spec.name) not in self.found:
             return
         where: Path_ = spec.path
-        key = ".".join(spec.path)
+        key, given = ".".join(spec.path), spec.args
         if isinstance(policy.args.get("levels"), Mapping):
             where, key = (*path, "args"), f"policies.{policy.place}"
-            self.with_levels(spec, policy.args["levels"], where, key)
+            given = {**spec.args, "levels": policy.args["levels"]}
+            self.with_levels(spec, given, where, key)
         made = self.built.components.get(key)
         if made is not None and args is not None and usable:
-            self.add(policy, spec, made, args, where)
+            self.add(policy, spec, made, args, given, where)
         elif policy.kind == "quantizer" and isinstance(made, QuantizesModules):
             self.bits(made, spec, where)
-        elif policy.kind in _OWNERS:
-            self.owned(made or self.probes.get(key), spec, policy.window, where, probed=made is None)
+        elif KINDS[policy.kind].owns_parameters:
+            self.owned(made, spec, given, policy.window, where)
 
     def policy_args(self, policy: PolicySpec, path: Path_) -> Any:
-        cls = _ARGS.get(policy.kind)
+        cls = KINDS[policy.kind].arguments
         if cls is None:
             return ()
         if self.refuses(check_arguments(cls, policy.kind, policy.args, f"a {policy.kind}'s policy"), path, _names(cls)):
@@ -187,19 +180,20 @@ class _Builder:
             self.refuses([contradiction], path, _names(cls))
             return None
 
-    def with_levels(self, spec: ComponentSpec, levels: Any, path: Path_, key: str) -> None:
+    def with_levels(self, spec: ComponentSpec, given: Mapping[str, Any], path: Path_, key: str) -> None:
         """A component of its own for a policy that replaces its `levels`."""
         if "levels" in _names(self.found[spec.kind, spec.name].cls):
-            self.make(spec, {**spec.args, "levels": levels}, path, key)
+            self.make(spec, given, path, key)
         else:
             self.say((*path, "levels"), f"{spec.class_name} has no levels to replace", key=True)
 
-    def add(self, policy: PolicySpec, spec: ComponentSpec, component: Any, args: Any, path: Path_) -> None:
+    def add(
+        self, policy: PolicySpec, spec: ComponentSpec, component: Any, args: Any, given: Mapping[str, Any], path: Path_
+    ) -> None:
         found, index = self.found[spec.kind, spec.name], policy.place
         origin = Origin(f"policies[{index}]", f"{spec.class_name} {spec.name!r}", found.distribution, found.version)
         common = {
             "index": index,
-            "kind": policy.kind,
             "name": policy.instance_name,
             "component": component,
             "origin": origin,
@@ -208,12 +202,12 @@ class _Builder:
         if policy.kind == "quantizer" and isinstance(component, QuantizesModules):
             self.built.policies.append(QuantizationPolicy(**common, **self.bits(component, spec, path)))
         elif policy.kind == "quantizer":
-            owned = self.owned(component, spec, policy.window, path)
+            owned = self.owned(component, spec, given, policy.window, path)
             self.must_be_readable(owned, path)
             self.built.policies.append(QuantizationPolicy(**common, **owned))
         elif policy.kind in ("pruner", "regularizer"):
-            owned = self.owned(component, spec, policy.window, path)
-            if args == RegularizerArgs(keep_mask=True) and not drops_weights(component):
+            owned = self.owned(component, spec, given, policy.window, path)
+            if args == RegularizerArguments(keep_mask=True) and not drops_weights(component):
                 where = ("policies", index, policy.kind, "args", "keep_mask")
                 message = f"has no effect: {spec.class_name} drops no weights, so that no mask is made"
                 self.built.warnings.append(self.schedule.source.problem(where, message, key=True))
@@ -231,29 +225,53 @@ class _Builder:
             self.built.policies.append(HookPolicy(**common))
 
     def owned(
-        self, component: Any, spec: ComponentSpec, window: Window, path: Path_, probed: bool = False
+        self, component: Any, spec: ComponentSpec, args: Mapping[str, Any], window: Window, path: Path_
     ) -> dict[str, Any]:
-        """The parameters, settings and selectors of a component, checked; of a probe only the selectors."""
-        try:
-            targets = component.targets
-            targets = [targets] if isinstance(targets, str) else targets
-            settings = targets if isinstance(targets, Mapping) else dict.fromkeys(targets)
-            if self.model is None or self.parameters is None:
-                return {}
-            selection = select(settings, list(self.parameters.by_name), self.parameters.aliases)
-            for selector, message in selection.wrong:
-                self.say((*path, *_place(self.at(path), selector)), message, key=isinstance(targets, Mapping))
-            owned = {name: self.parameters.by_name[name] for name in selection.chosen}
-            values = {name: settings[selector] for name, selector in selection.chosen.items()}
-            if hasattr(component, "check") and not probed:
-                context = Context(self.model, {}, window.opening, window, values, selection.chosen)
-                for error in component.check(owned, context):
-                    self.say((*path, *error.keys), error.message)
-        except Exception as error:
-            if not probed:
-                self.say((*spec.path, "class"), f"{spec.class_name} failed while it was being checked: {_text(error)}")
+        """The parameters that the arguments select, with settings and keys; checked, unless the component is None."""
+        if self.model is None or self.parameters is None:
             return {}
-        return {"parameters": owned, "targets": values, "selectors": selection.chosen}
+        cls = self.found[spec.kind, spec.name].cls
+        selectors = given_selectors(cls, spec.kind, plain(args))
+        first = {selector.text: selector for selector in reversed(selectors)}
+        selection = select((each.text for each in selectors), list(self.parameters.by_name), self.parameters.aliases)
+        wrong = dict(selection.wrong)
+        for selector in selectors:
+            twice = first[selector.text].key[0]
+            message = wrong.get(selector.text) or f"{selector.text!r} stands in {twice!r} already"
+            if selector.text in wrong or selector.key[0] != twice:
+                self.say((*path, *selector.key), message, key=selector.in_mapping)
+        chosen = {name: first[text] for name, text in selection.chosen.items()}
+        try:
+            return self.checked(component, chosen, window, path)
+        except Exception as error:
+            self.say((*spec.path, "class"), f"{spec.class_name} failed while it was being checked: {_text(error)}")
+            return {}
+
+    def checked(self, component: Any, chosen: dict[str, GivenSelector], window: Window, path: Path_) -> dict[str, Any]:
+        """What is chosen and what comes along with it, once the component has said what it can't work on."""
+        assert self.model is not None
+        assert self.parameters is not None
+        owned = self.with_settings(chosen)
+        context = Context(self.model, {}, window.opening, window, owned["settings"], owned["keys"])
+        if isinstance(component, Accompanied):
+            companions = component.companions(owned["parameters"], context)
+            beside = {name: chosen[selected] for name, selected in companions.items()}
+            owned = self.with_settings(beside | chosen)
+            context = replace(context, settings=owned["settings"], keys=owned["keys"])
+        if hasattr(component, "check"):
+            for error in component.check(owned["parameters"], context):
+                self.say((*path, *error.keys), error.message)
+        return owned
+
+    def with_settings(self, chosen: Mapping[str, GivenSelector]) -> dict[str, Any]:
+        """Parameters in the model's order, with what their selectors say."""
+        assert self.parameters is not None
+        ordered = {name: chosen[name] for name in self.parameters.by_name if name in chosen}
+        return {
+            "parameters": {name: self.parameters.by_name[name] for name in ordered},
+            "settings": {name: selector.setting for name, selector in ordered.items()},
+            "keys": {name: selector.key for name, selector in ordered.items()},
+        }
 
     def bits(self, component: QuantizesModules, spec: ComponentSpec, path: Path_) -> dict[str, Any]:
         """What a quantizer that speaks of modules quantizes, with how many bits, and which line says so."""
@@ -275,8 +293,8 @@ class _Builder:
         activations = {unwrapped[name]: module.activations for name, module in plan.items() if module.activations}
         return {
             "parameters": {name: self.parameters.by_name[name] for name in weights},
-            "targets": weights,
-            "selectors": {name: name for name in weights},
+            "settings": weights,
+            "keys": {name: (f"bits_{_PART_OF[name.rpartition('.')[2]]}",) for name in weights},
             "activations": activations,
             "bits": {name: {**_numbers(module), "by": self.line(path, module)} for name, module in plan.items()},
             "untraceable": found.untraceable | (found.untraceable_sums if _quantizes_sums(component) else {}),
@@ -312,7 +330,7 @@ class _Builder:
         where = self.schedule.source.problem((*path, *key), "", key=True).position
         return f"{where}, {module.given_by[-1]}" if module.given_by else str(where)
 
-    def must_prune(self, policy: PolicySpec, args: PrunerArgs) -> None:
+    def must_prune(self, policy: PolicySpec, args: PrunerArguments) -> None:
         """Say where a policy's arguments leave it nothing to do."""
         alone = policy.window.acts_once and not policy.window.opens_at_start
         if args.skip_first_minibatch and alone and not args.mini_batch_pruning_frequency:
@@ -322,13 +340,13 @@ class _Builder:
 
     def must_be_readable(self, owned: Mapping[str, Any], path: Path_) -> None:
         """Say which parameters a quantizer can't reach."""
-        selectors = owned.get("selectors", {})
+        keys = owned.get("keys", {})
         chosen = {id(parameter): name for name, parameter in owned.get("parameters", {}).items()}
         for module in self.model.modules() if self.model is not None else ():
             mute = [] if reads_weights_by_name(module) else list(module._parameters.values())
             for name in [chosen[id(parameter)] for parameter in mute if id(parameter) in chosen]:
                 message = f"{name!r} can't be quantized: {type(module).__name__} does not read its weights by name"
-                self.say((*path, *_place(self.at(path), selectors[name])), message)
+                self.say((*path, *keys[name]), message)
 
     def batchnorms(self, index: int, owned: Mapping[str, Any]) -> dict[str, Module]:
         """The batch normalization that follows each owned weight's convolution."""
@@ -365,24 +383,6 @@ def _quantizes_sums(component: QuantizesModules) -> bool:
 
 def _numbers(module: ModuleBits) -> dict[str, int | None]:
     return {"weights": module.weights, "activations": module.activations, "bias": module.bias}
-
-
-def _place(data: Any, word: str) -> tuple[str | int, ...]:
-    """Where a selector stands within a component's keys."""
-    return next(_places(data, word), ())
-
-
-def _places(data: Any, word: str) -> Iterator[tuple[str | int, ...]]:
-    items: Iterable[tuple[str | int, Any]] = ()
-    if isinstance(data, dict):
-        items = data.items()
-    elif isinstance(data, list):
-        items = enumerate(data)
-    for key, value in items:
-        if word in (key, value):
-            yield (key,)
-        for rest in _places(value, word):
-            yield (key, *rest)
 
 
 def _names(cls: type) -> set[str]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import combinations
 
+from prunekit.components.kinds import QUANTIZER
 from prunekit.engine.policies import LRPolicy, Policy, QuantizationPolicy
 from prunekit.errors import Problem
 from prunekit.progress import Window
 from prunekit.schedule.schedule import Schedule
-
-_ALONE = {"pruner": "prunes", "quantizer": "quantizes", "lr_scheduler": "sets the learning rate"}
 
 
 def idle_policies(schedule: Schedule, epochs: int | None) -> list[Problem]:
@@ -40,15 +39,15 @@ def collisions(schedule: Schedule, policies: Sequence[Policy]) -> list[Problem]:
     """Two pruners or two quantizers of one parameter, or two LR schedulers, at one time."""
     found = []
     for first, second in combinations(policies, 2):
-        if first.kind != second.kind or first.kind not in _ALONE:
+        if first.kind is not second.kind or not first.kind.exclusive:
             continue
         when = _in_force(first).overlap(_in_force(second))
         shared = [name for name in _decided(first) if name in _decided(second)]
-        if when is None or (first.kind != "lr_scheduler" and not shared):
+        if when is None or (first.kind.owns_parameters and not shared):
             continue
         what = f"{shared[0]!r} in {when}" if shared else f"in {when}"
-        message = f"{first.origin.policy} ({first.name!r}) {_ALONE[first.kind]} {what} too; two policies may not"
-        found.append(schedule.source.problem(("policies", second.index, second.kind), message))
+        message = f"{first.origin.policy} ({first.name!r}) {first.kind.exclusive} {what} too; two policies may not"
+        found.append(schedule.source.problem(("policies", second.index, second.kind.name), message))
     return found
 
 
@@ -59,4 +58,4 @@ def _decided(policy: Policy) -> list[str]:
 
 def _in_force(policy: Policy) -> Window:
     """When a policy decides; a quantizer does between its active epochs too."""
-    return policy.window.without_gaps() if policy.kind == "quantizer" else policy.window
+    return policy.window.without_gaps() if policy.kind is QUANTIZER else policy.window

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from prunekit.components.context import Stateful
 from prunekit.errors import StateError
-from prunekit.model.selectors import without_module
+from prunekit.model.names import without_wrappers
 from prunekit.schedule.schedule import Schedule
 from prunekit.schedule.yaml_source import dump
 
@@ -60,8 +60,8 @@ def fitting_masks(state: Mapping[str, Any], parameters: Mapping[str, Parameter])
     Raises:
         StateError: a mask belongs to no parameter, or to one of another shape.
     """
-    bare = {without_module(name): name for name in parameters}
-    masks = {bare.get(without_module(name), name): saved for name, saved in state["masks"].items()}
+    bare = {without_wrappers(name): name for name in parameters}
+    masks = {bare.get(without_wrappers(name), name): saved for name, saved in state["masks"].items()}
     for name, saved in masks.items():
         mask = saved["pruned"] if saved["pruned"] is not None else saved["kept"]
         if name not in parameters:
@@ -74,8 +74,8 @@ def fitting_masks(state: Mapping[str, Any], parameters: Mapping[str, Parameter])
 
 def renamed(state: Any, saved: Iterable[str], parameters: Mapping[str, Parameter]) -> Any:
     """A component's state with the parameter names among its keys as this model has them."""
-    bare = {without_module(name): name for name in parameters}
-    names = {name: bare[without_module(name)] for name in saved if without_module(name) in bare}
+    bare = {without_wrappers(name): name for name in parameters}
+    names = {name: bare[without_wrappers(name)] for name in saved if without_wrappers(name) in bare}
 
     def rename(value: Any) -> Any:
         if isinstance(value, dict):

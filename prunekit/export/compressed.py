@@ -107,7 +107,7 @@ def needs(library: str, *modules: str) -> None:
 def _integers(weight: QuantizedWeight | None, parameter: Parameter, values: Tensor) -> Integers | None:
     if weight is None or not isinstance(weight.quantizer, Integral) or not parameter.numel():
         return None
-    bits = weight.context.targets.get(weight.name)
+    bits = weight.context.settings.get(weight.name)
     if isinstance(bits, int) and bits > _MOST_BITS:
         return None
     found = weight.quantizer.integers(weight.name, parameter.detach(), weight.context)

@@ -16,6 +16,10 @@ from prunekit.model.layers import (
     Operation,
     operation_of,
 )
+from prunekit.model.names import (
+    stable_name,
+    without_wrappers,
+)
 from prunekit.model.parameters import (
     Parameters,
     owners,
@@ -38,6 +42,8 @@ __all__ = [
     "following_batchnorms",
     "operation_of",
     "owners",
+    "stable_name",
     "transposed",
     "unwrapped",
+    "without_wrappers",
 ]

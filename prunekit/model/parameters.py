@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch.nn import Module, Parameter
 
 from prunekit.model.layers import TRANSPOSED_CONVOLUTION, operation_of
+from prunekit.model.names import stable_name
 
-_PARAMETRIZED = re.compile(r"(^|\.)parametrizations\.([^.]+)\.original$")
 _PARAMETRIZATIONS = re.compile(r"(^|\.)parametrizations\.[^.]+$")
 
 
@@ -54,13 +54,3 @@ def transposed(model: Module) -> dict[str, str]:
     """
     weights = {name: owner for name, owner in owners(model).items() if name.endswith("weight")}
     return {n: type(owner).__name__ for n, owner in weights.items() if operation_of(owner) is TRANSPOSED_CONVOLUTION}
-
-
-def stable_name(name: str) -> str:
-    """A parameter's name as the schedule knows it: without what `torch.compile` and parametrizations add.
-
-    >>> stable_name("_orig_mod.conv1.parametrizations.weight.original")
-    'conv1.weight'
-    """
-    name = ".".join(part for part in name.split(".") if part != "_orig_mod")
-    return _PARAMETRIZED.sub(r"\1\2", name)

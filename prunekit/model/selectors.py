@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from prunekit.errors import did_you_mean, nearest
+from prunekit.model.names import without_wrappers
 
 EVERYTHING = "*"
 """The selector of every name that no other one selects."""
@@ -52,13 +53,32 @@ def select(selectors: Iterable[str], names: Sequence[str], aliases: Mapping[str,
     return selection
 
 
-def without_module(name: str) -> str:
-    """A name without the components that wrappers add.
+def matches(selector: str, name: str, *, expressions: bool = False) -> bool:
+    """Whether a pattern matches a name, with or without what wrappers add to both.
 
-    >>> without_module("features.module.0.weight")
-    'features.0.weight'
+    Args:
+        selector: a glob, or behind `re:` a regular expression for the whole name.
+        name: of a parameter or module.
+        expressions: regular expressions have no `re:` before them, as in the overrides of quantizers; what is neither
+            that nor a glob matches nothing.
+
+    Raises:
+        re.error, OverflowError, RecursionError: what stands behind `re:` is no regular expression.
+
+    >>> matches("conv*", "module.conv1.weight"), matches("conv[12]|fc", "fc", expressions=True)
+    (True, True)
     """
-    return ".".join(part for part in name.split(".") if part not in ("module", "_orig_mod"))
+    bare = without_wrappers(name)
+    if selector.startswith("re:") and not expressions:
+        pattern = re.compile(selector.removeprefix("re:"))
+        return any(pattern.fullmatch(spelling) for spelling in (name, bare))
+    asked = without_wrappers(selector)
+    if fnmatchcase(name, selector) or fnmatchcase(bare, asked):
+        return True
+    try:
+        return expressions and re.fullmatch(asked, bare) is not None
+    except re.error:
+        return False
 
 
 def _rank(selector: str) -> int:
@@ -75,14 +95,9 @@ def _matches(selector: str, names: Sequence[str], aliases: Mapping[str, str]) ->
     if selector in aliases:
         return [aliases[selector]]
     own = {**dict(zip(names, names, strict=True)), **aliases}
-    if selector.startswith("re:"):
-        pattern = re.compile(selector[3:])
-        found = [own[name] for name in own if pattern.fullmatch(name) or pattern.fullmatch(without_module(name))]
-        return list(dict.fromkeys(found))
-    bare = without_module(selector)
-    same = [own[name] for name in own if without_module(name) == bare]
-    like = [own[name] for name in own if fnmatchcase(name, selector) or fnmatchcase(without_module(name), bare)]
-    return list(dict.fromkeys(same or like))
+    bare = without_wrappers(selector)
+    same = [own[name] for name in own if without_wrappers(name) == bare]
+    return list(dict.fromkeys(same or (own[name] for name in own if matches(selector, name))))
 
 
 def _nothing(selector: str, found: Sequence[str], owners: Mapping[str, str], names: Sequence[str]) -> str:
@@ -90,8 +105,8 @@ def _nothing(selector: str, found: Sequence[str], owners: Mapping[str, str], nam
         return f"{selector!r} selects nothing that {owners[found[0]]!r} has not selected already"
     if not names:
         return f"{selector!r} selects nothing: the model has no parameters"
-    bare = {without_module(name): name for name in names}
-    close = nearest(without_module(selector), bare, most=3)
+    bare = {without_wrappers(name): name for name in names}
+    close = nearest(without_wrappers(selector), bare, most=3)
     if close:
         return f"{selector!r} selects nothing in the model; nearest are {', '.join(repr(bare[name]) for name in close)}"
     return f"{selector!r} selects nothing in the model{did_you_mean(selector, names)}"

@@ -11,8 +11,9 @@ import importlib_metadata as metadata
 
 from prunekit.components.arguments import Argument, arguments_of, type_name
 from prunekit.components.docstrings import documented_arguments as documented_arguments, summary
+from prunekit.components.kinds import KINDS
 from prunekit.errors import PluginError, did_you_mean
-from prunekit.plugins.entry_points import GROUPS, Offer
+from prunekit.plugins.entry_points import Offer
 from prunekit.plugins.hooks import hook_names
 from prunekit.plugins.listeners import Listener, Plugins, must_be
 from prunekit.plugins.registry import Found
@@ -65,7 +66,7 @@ def cards(plugins: Plugins, name: str) -> list[Card]:
     left_out = [left for left in (*plugins.broken, *plugins.switched_off) if name in _names(left.offer)]
     if left_out:
         raise PluginError("; ".join(f"{left.offer} is left out: {left.reason}" for left in left_out))
-    known = {known for kind in GROUPS for known in plugins.registry.names(kind)}
+    known = {known for kind in KINDS for known in plugins.registry.names(kind)}
     known |= {listener.name for listener in plugins.listeners}
     raise PluginError(f"no plugin is called {name!r}{did_you_mean(name, known)}")
 
@@ -75,7 +76,7 @@ def _names(offer: Offer) -> tuple[str, str]:
 
 
 def _cards(plugins: Plugins, name: str) -> Iterator[Card]:
-    for kind in GROUPS:
+    for kind in KINDS:
         if name.rpartition(":")[2] in plugins.registry.names(kind):
             found = plugins.registry.find(kind, name)
             must_be(found, kind, name)
@@ -85,7 +86,7 @@ def _cards(plugins: Plugins, name: str) -> Iterator[Card]:
             yield _of_listener(listener)
 
 
-def _of_component(found: Found, kind: Any, name: str) -> Card:
+def _of_component(found: Found, kind: str, name: str) -> Card:
     meanings = documented_arguments(found.cls)
     parameters = tuple(
         Parameter(argument.name, type_name(argument.annotation), _default(argument), meanings.get(argument.name, ""))

@@ -9,12 +9,10 @@ from typing import Any
 import importlib_metadata as metadata
 from packaging.utils import canonicalize_name
 
-from prunekit.components.kinds import SECTIONS, Kind
+from prunekit.components.kinds import KINDS
 from prunekit.errors import PluginError, did_you_mean
 from prunekit.plugins.lock import Entry, hash_of
 
-GROUPS: dict[Kind, str] = {kind: f"prunekit.{section}" for section, kind in SECTIONS.items()}
-"""The entry-point group of each kind of component."""
 _Distribution = Any  # what importlib-metadata calls it differs from version to version
 LISTENERS = "prunekit"
 """The entry-point group of what listens to every event."""
@@ -77,7 +75,7 @@ class Offer:
 
 def component_offers() -> list[Offer]:
     """The components that are installed, of every kind."""
-    return _offers(GROUPS)
+    return _offers({name: kind.group for name, kind in KINDS.items()})
 
 
 def listener_offers() -> list[Offer]:
@@ -90,7 +88,7 @@ def stray_offers() -> list[Offer]:
 
     Their kind is `?`.
     """
-    known = {*GROUPS.values(), LISTENERS}
+    known = {*(kind.group for kind in KINDS.values()), LISTENERS}
     strays = {group for group in _entry_points().groups if group.partition(".")[0] == LISTENERS} - known
     return [offer for group in sorted(strays) for offer in _offers({"?": group})]
 
@@ -100,7 +98,7 @@ def this_version() -> str:
     return metadata.version("prunekit")
 
 
-def _offers(groups: Mapping[Any, str]) -> list[Offer]:
+def _offers(groups: Mapping[str, str]) -> list[Offer]:
     entries = _entry_points()
     offers = [
         Offer(kind, entry.name, *_distribution(entry.dist), entry)

@@ -11,10 +11,11 @@ from typing import Any
 
 from packaging.utils import canonicalize_name
 
-from prunekit.components.kinds import Kind
+from prunekit.components.kinds import KINDS
 from prunekit.components.origin import Origin
+from prunekit.components.selecting import selecting_arguments
 from prunekit.errors import PluginError, Position, Problem
-from prunekit.plugins.entry_points import GROUPS, Offer, listener_offers, this_version
+from prunekit.plugins.entry_points import Offer, listener_offers, this_version
 from prunekit.plugins.hooks import Implementations, hook_names
 from prunekit.plugins.lock import Entry, hash_of, hash_of_source
 from prunekit.plugins.registry import Found, Registry
@@ -23,14 +24,6 @@ from prunekit.plugins.trust import Trust
 
 DISABLE = "PRUNEKIT_DISABLE"
 """The environment variable that switches listeners off: names, joined by commas."""
-METHODS: dict[Kind, tuple[str, ...]] = {
-    "pruner": ("compute_masks",),
-    "regularizer": ("penalty",),
-    "lr_scheduler": ("step",),
-    "quantizer": ("quantize",),
-    "extension": (),
-}
-"""What a class must have to be a component of a kind."""
 
 
 @dataclass(frozen=True)
@@ -188,17 +181,20 @@ def core_entry() -> Entry:
     return Entry("core", "prunekit", "prunekit", this_version(), hash_of("prunekit"))
 
 
-def must_be(found: Found, kind: Kind, name: str) -> None:
+def must_be(found: Found, kind: str, name: str) -> None:
     """Whether a class is a component of its kind, with hooks that exist.
 
     Raises:
         PluginError: it is not; the message names its distribution and the kind that it looks like.
     """
-    missing = [method for method in METHODS[kind] if not callable(getattr(found.cls, method, None))]
+    missing = [method for method in KINDS[kind].methods if not callable(getattr(found.cls, method, None))]
     if missing:
-        alike = [k for k, methods in METHODS.items() if methods and all(hasattr(found.cls, m) for m in methods)]
-        hint = f"; it looks like a {alike[0]}: the group for those is {GROUPS[alike[0]]!r}" if alike else ""
+        alike = [k for k in KINDS.values() if k.methods and all(hasattr(found.cls, m) for m in k.methods)]
+        hint = f"; it looks like {alike[0].described}: the group for those is {alike[0].group!r}" if alike else ""
         raise PluginError(f"{name!r} of {found.distribution} is no {kind}: it has no {missing[0]}(){hint}")
+    if KINDS[kind].owns_parameters and not hasattr(found.cls, "bits") and not selecting_arguments(found.cls, kind):
+        what = "no argument of its constructor selects parameters; one must be of type Selectors or PerParameter"
+        raise PluginError(f"{name!r} of {found.distribution} is no {kind}: {what}")
     hook_names(found.cls, found.distribution)
 
 

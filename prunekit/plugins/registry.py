@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 from packaging.utils import canonicalize_name
 
-from prunekit.components.kinds import SECTIONS, Kind
+from prunekit.components.kinds import KINDS
 from prunekit.errors import PluginError, did_you_mean, nearest
-from prunekit.plugins.entry_points import GROUPS, Offer, component_offers, stray_offers
+from prunekit.plugins.entry_points import Offer, component_offers, stray_offers
 from prunekit.plugins.lock import Entry, hash_of, hash_of_source
 from prunekit.plugins.trust import Trust
 
@@ -39,10 +39,10 @@ class Found:
 class OffersAtRunTime(Protocol):
     """Who is asked for a class where no entry point has its name."""
 
-    def find(self, kind: Kind, name: str) -> Sequence[Found]:
+    def find(self, kind: str, name: str) -> Sequence[Found]:
         """All classes that are offered under the name."""
 
-    def names(self, kind: Kind) -> Iterable[str]:
+    def names(self, kind: str) -> Iterable[str]:
         """The names that are known."""
 
     def plus(self, listeners: Iterable[Any]) -> OffersAtRunTime:
@@ -71,11 +71,11 @@ class Registry:
         self.trust = trust or Trust()
         self.left_out = tuple(left_out)
 
-    def names(self, kind: Kind) -> list[str]:
+    def names(self, kind: str) -> list[str]:
         """Every name that resolves for this kind."""
         return sorted({offer.name for offer in self.offers if offer.kind == kind} | set(self._names(kind)))
 
-    def find(self, kind: Kind, name: str) -> Found:
+    def find(self, kind: str, name: str) -> Found:
         """The class behind `class: name`; `distribution:name` where several offer it.
 
         Raises:
@@ -107,10 +107,10 @@ class Registry:
         if self.trust.lock and (objection := self.trust.lock.objection(found.entry(kind, name))):
             raise PluginError(objection)
 
-    def _names(self, kind: Kind) -> Iterable[str]:
+    def _names(self, kind: str) -> Iterable[str]:
         return self.run_time.names(kind) if self.run_time is not None else ()
 
-    def _find(self, kind: Kind, name: str) -> Sequence[Found]:
+    def _find(self, kind: str, name: str) -> Sequence[Found]:
         return self.run_time.find(kind, name) if self.run_time is not None else ()
 
     def _load(self, offer: Offer) -> Found:
@@ -121,21 +121,22 @@ class Registry:
             raise PluginError(f"{offer.kind} {offer.name!r} of {offer} is {type(cls).__name__} {cls!r}, not a class")
         return Found(cls, offer.distribution, offer.version, offer.module)
 
-    def _unknown(self, kind: Kind, name: str, distribution: str) -> str:
+    def _unknown(self, kind: str, name: str, distribution: str) -> str:
         if who := self._who(kind, name):
             return f"{name!r} is offered by {who}, not by {distribution!r}"
-        for other in GROUPS:
-            if who := self._who(other, name):
-                return f"{name!r} is {_a(other)}, not {_a(kind)}; it belongs under {_section(other)!r} ({who})"
+        for other in KINDS.values():
+            if who := self._who(other.name, name):
+                belongs = f"it belongs under {other.section!r} ({who})"
+                return f"{name!r} is {other.described}, not {KINDS[kind].described}; {belongs}"
         strays = [f"{o} offers it in {o.group!r}" for o in stray_offers() if o.name == name]
-        right = f"which is no group: {_a(kind)} belongs in {GROUPS[kind]!r}"
+        right = f"which is no group: {KINDS[kind].described} belongs in {KINDS[kind].group!r}"
         meant = nearest(name, self.names(kind)) if not strays else []
         guess = did_you_mean(name, self.names(kind)) if not strays else f"; {' and '.join(strays)}, {right}"
         hint = f" ({self._who(kind, meant[0])})" if meant else ""
         left_out = f"; not asked, since left out: {', '.join(self.left_out)}" if self.left_out else ""
         return f"no {kind} is registered as {name!r}{guess}{hint}{left_out}"
 
-    def _who(self, kind: Kind, name: str) -> str:
+    def _who(self, kind: str, name: str) -> str:
         """The distributions that offer a name; no entry point is loaded for that."""
         offers = [offer for offer in self.offers if (offer.kind, offer.name) == (kind, name)]
         if offers:
@@ -147,14 +148,6 @@ def _same(distribution: str, asked: str) -> bool:
     return not asked or canonicalize_name(distribution) == canonicalize_name(asked)
 
 
-def _ambiguous(kind: Kind, name: str, offers: Sequence[Offer | Found]) -> str:
+def _ambiguous(kind: str, name: str, offers: Sequence[Offer | Found]) -> str:
     who, both = " and ".join(map(str, offers)), "both" if len(offers) == 2 else "all"
     return f"{who} {both} offer {kind} {name!r}; say which: class: {offers[0].distribution}:{name}"
-
-
-def _section(kind: str) -> str:
-    return next(section for section, k in SECTIONS.items() if k == kind)
-
-
-def _a(kind: str) -> str:
-    return f"an {kind}" if kind in ("extension", "lr_scheduler") else f"a {kind}"

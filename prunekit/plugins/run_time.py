@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from prunekit.components.kinds import Kind
 from prunekit.errors import PluginError, shortened
 from prunekit.hookspecs import hookimpl
 from prunekit.plugins.hooks import Namespace, create_manager
@@ -39,7 +38,7 @@ class RunTimeComponents:
         """The same, and what further listeners offer."""
         return RunTimeComponents([*self._listeners, *listeners])
 
-    def find(self, kind: Kind, name: str) -> list[Found]:
+    def find(self, kind: str, name: str) -> list[Found]:
         """The classes that listeners offer under a name: two of them are an error for who asks.
 
         Raises:
@@ -56,12 +55,12 @@ class RunTimeComponents:
             if each.error is None
         ]
 
-    def names(self, kind: Kind) -> list[str]:
+    def names(self, kind: str) -> list[str]:
         """The names that listeners know for a kind; who fails over it has none."""
         offered: list[_Offered] = self._manager.hook.list_components(kind=kind)
         return [name for each in offered if each.error is None for name in each.value]
 
-    def must_list(self, kind: Kind) -> None:
+    def must_list(self, kind: str) -> None:
         """Whether all listeners can say which names they know.
 
         Raises:

@@ -75,8 +75,6 @@ class RankedPruner:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.weights:
-            raise ArgumentError("weights", message="selects nothing: name at least one parameter, or '*'")
         if (self.group_type is None) == (self.granularity is None):
             what = "say either group_type or granularity" if self.granularity is None else "leave out one of the two"
             raise ArgumentError("granularity", message=f"{what}: both name the groups")
@@ -84,11 +82,6 @@ class RankedPruner:
             raise ArgumentError("kwargs", message="block_shape goes with group_type 'Blocks', and only with it")
         self._granularity()
         getattr(super(), "__post_init__", lambda: None)()
-
-    @property
-    def targets(self) -> Selectors:
-        """The parameters it prunes."""
-        return self.weights
 
     def scores(self, name: str, weight: Tensor, groups: Groups, context: Context) -> Tensor | None:
         """A score for each group [groups.number], the lowest pruned first; None while nothing is known."""
@@ -112,14 +105,14 @@ class RankedPruner:
                 self._must_be_meant(weight, turned.get(name))
                 numbers[name] = self.groups(weight).number
             except ValueError as error:
-                yield ArgumentError(*self._key(name, context), message=f"{name!r} {error}")
+                yield ArgumentError(*context.keys[name], message=f"{name!r} {error}")
         leader = self._leader(parameters, context)
         for name, number in numbers.items():
             if leader in numbers and number != numbers[leader]:
                 own, its = list(parameters[name].shape), list(parameters[leader].shape)
                 leads = f"its leader {leader!r} has {its} and {numbers[leader]}"
                 message = f"{name!r} has shape {own} and {number} groups; {leads}"
-                yield ArgumentError(*self._key(name, context), message=message)
+                yield ArgumentError(*context.keys[name], message=message)
 
     def compute_masks(self, parameters: Mapping[str, Parameter], context: Context) -> Mapping[str, Tensor]:
         """The masks of all tensors of which a group goes."""
@@ -174,13 +167,7 @@ class RankedPruner:
         """The parameter that the first of `weights` selects."""
         if self.group_dependency is None:
             return None
-        first = self.weights if isinstance(self.weights, str) else self.weights[0]
-        return next((name for name in parameters if context.selectors[name] == first), None)
-
-    def _key(self, name: str, context: Context) -> tuple[str | int, ...]:
-        if isinstance(self.weights, str):
-            return ("weights",)
-        return ("weights", self.weights.index(context.selectors[name]))
+        return next((name for name in parameters if context.keys[name] in (("weights",), ("weights", 0))), None)
 
     def _must_be_meant(self, weight: Tensor, kind: str | None) -> None:
         if self.group_type in _DIMENSIONS and kind is not None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Annotated, Any, Literal
 
 import torch
@@ -14,7 +12,8 @@ from torch import Tensor
 
 from prunekit.components.context import Context
 from prunekit.errors import ArgumentError, did_you_mean
-from prunekit.model.selectors import without_module
+from prunekit.model.names import without_wrappers
+from prunekit.model.selectors import matches
 from prunekit.quantization.quantizable import ModuleBits, Quantizable
 
 Bits = Annotated[int, Field(ge=1, le=32)] | None
@@ -90,7 +89,7 @@ class BitsQuantizer:
             yield ArgumentError(*key, message=f"must be {least} or more: {why} ({name!r})")
 
     def quantize(self, name: str, weight: Tensor, context: Context) -> Tensor:
-        """The values that the forward pass uses; `context.targets[name]` is the number of bits."""
+        """The values that the forward pass uses; `context.settings[name]` is the number of bits."""
         raise NotImplementedError(f"{type(self).__name__} must define quantize()")
 
     def quantize_activation(self, name: str, output: Tensor, context: Context) -> Tensor:
@@ -111,8 +110,8 @@ class BitsQuantizer:
 
     def _chosen(self, name: str) -> str | None:
         """The override that counts for a module: an equal name wherever it stands, else the first that matches."""
-        bare = without_module(name)
-        equal = [pattern for pattern in self._overrides if without_module(pattern) == bare]
+        bare = without_wrappers(name)
+        equal = [pattern for pattern in self._overrides if without_wrappers(pattern) == bare]
         return next(iter(equal), None) or next((p for p in self._overrides if _matches(p, name)), None)
 
     def _key_of(self, part: str, given_by: tuple[str, ...]) -> tuple[str, ...]:
@@ -130,13 +129,8 @@ class BitsQuantizer:
 
 
 def _matches(pattern: str, name: str) -> bool:
-    bare, wanted = without_module(name), without_module(pattern)
-    if bare == wanted or fnmatchcase(bare, wanted):
-        return True
-    try:
-        return re.fullmatch(wanted, bare) is not None
-    except re.error:
-        return False
+    same = without_wrappers(pattern) == without_wrappers(name)
+    return same or matches(pattern, name, expressions=True)
 
 
 def _nothing(pattern: str, names: list[str]) -> str:

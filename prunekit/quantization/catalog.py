@@ -12,8 +12,7 @@ from torch.nn import Module
 
 from prunekit.model.bytecode import Mentions, mentions
 from prunekit.model.layers import FUSED_LAYERS, QUANTIZABLE_ACTIVATIONS, WEIGHTED, operation_of
-from prunekit.model.parameters import stable_name
-from prunekit.model.selectors import without_module
+from prunekit.model.names import stable_name, without_wrappers
 from prunekit.model.traced_forward import TracedForward, trace_forward
 from prunekit.model.wrappers import unwrapped
 from prunekit.quantization.quantizable import Quantizable
@@ -43,8 +42,8 @@ class Catalog:
     @cached_property
     def unwrapped_names(self) -> dict[str, str]:
         """Name -> it without what wraps the model, by which quantizers know activations: the same wrapped or not."""
-        times = Counter(map(without_module, self.quantizable))
-        names = {name: without_module(name) for name in self.quantizable}
+        times = Counter(map(without_wrappers, self.quantizable))
+        names = {name: without_wrappers(name) for name in self.quantizable}
         return {name: short if times[short] == 1 else name for name, short in names.items()}
 
 

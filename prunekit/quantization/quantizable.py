@@ -55,7 +55,7 @@ class QuantizesModules(Protocol):
         """What of its arguments fits no module."""
 
     def quantize(self, name: str, weight: Tensor, context: Context) -> Tensor:
-        """As of any quantizer; `context.targets[name]` is the number of bits."""
+        """As of any quantizer; `context.settings[name]` is the number of bits."""
 
     def quantize_activation(self, name: str, output: Tensor, context: Context) -> Tensor:
         """What goes on in place of an activation's output: the same shape, differentiable in it.

@@ -9,16 +9,13 @@ from urllib.parse import quote
 
 from prunekit.components.arguments import json_schema
 from prunekit.components.docstrings import documented_arguments, summary
-from prunekit.components.kinds import SECTIONS, Kind
-from prunekit.components.pruner import PrunerArgs
-from prunekit.components.regularizer import RegularizerArgs
+from prunekit.components.kinds import KINDS, Kind
 from prunekit.errors import PluginError
 from prunekit.plugins.registry import Found, Registry
 from prunekit.schedule.language import VERSION
 from prunekit.schedule.window_keys import window_schema
 
 Schema = dict[str, Any]
-_ARGS: dict[str, type] = {"pruner": PrunerArgs, "regularizer": RegularizerArgs}
 
 
 def schema_document(registry: Registry, left_out: Callable[[str], object] = lambda reason: None) -> Schema:
@@ -32,12 +29,12 @@ def schema_document(registry: Registry, left_out: Callable[[str], object] = lamb
         left_out: told about each class that can't be imported.
     """
     definitions: Schema = {}
-    for kind in SECTIONS.values():
-        definitions.update(_components(registry, kind, left_out))
-        definitions[f"policy.{kind}"] = _policy_component(kind, definitions)
+    for name, kind in KINDS.items():
+        definitions.update(_components(registry, name, left_out))
+        definitions[f"policy.{name}"] = _policy_component(kind, definitions)
     definitions["policy"] = _policy()
     instances = {"type": ["object", "null"]}
-    sections = {s: {**instances, "additionalProperties": _reference(kind)} for s, kind in SECTIONS.items()}
+    sections = {k.section: {**instances, "additionalProperties": _reference(k.name)} for k in KINDS.values()}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "prunekit schedule",
@@ -53,7 +50,7 @@ def schema_document(registry: Registry, left_out: Callable[[str], object] = lamb
     }
 
 
-def _components(registry: Registry, kind: Kind, left_out: Callable[[str], object]) -> Schema:
+def _components(registry: Registry, kind: str, left_out: Callable[[str], object]) -> Schema:
     """The schema of a section's entry: which keys it has depends on its class."""
     definitions: Schema = {}
     names: list[str] = []
@@ -73,7 +70,7 @@ def _components(registry: Registry, kind: Kind, left_out: Callable[[str], object
     return definitions
 
 
-def _classes(registry: Registry, kind: Kind, left_out: Callable[[str], object]) -> Iterator[tuple[list[str], Found]]:
+def _classes(registry: Registry, kind: str, left_out: Callable[[str], object]) -> Iterator[tuple[list[str], Found]]:
     """Each class, and how `class:` may name it: by its full name (the last), by the short one if nobody shares it."""
     offers = [offer for offer in registry.offers if offer.kind == kind]
     times = Counter(offer.name for offer in offers)
@@ -89,7 +86,7 @@ def _classes(registry: Registry, kind: Kind, left_out: Callable[[str], object]) 
         yield [*([name] if times[name] < 2 else []), full], found
 
 
-def _arguments(cls: type, kind: Kind, title: str, definitions: Schema) -> Schema:
+def _arguments(cls: type, kind: str, title: str, definitions: Schema) -> Schema:
     """The keys of an entry of this class; shared definitions go in under a name of their own."""
     schema = json_schema(cls, kind)
     for name, definition in schema["$defs"].items():
@@ -119,22 +116,22 @@ def _renamed(schema: Any, title: str) -> Any:
 
 def _policy() -> Schema:
     """One component and its window, in one of its two forms."""
-    kinds, (window, form) = list(SECTIONS.values()), window_schema()
+    window, form = window_schema()
     return {
         "type": "object",
         "properties": {
-            **{kind: _reference(f"policy.{kind}") for kind in kinds},
+            **{kind: _reference(f"policy.{kind}") for kind in KINDS},
             **window,
         },
         "additionalProperties": False,
-        "allOf": [{"oneOf": [{"required": [kind]} for kind in kinds]}, form],
+        "allOf": [{"oneOf": [{"required": [kind]} for kind in KINDS]}, form],
     }
 
 
 def _policy_component(kind: Kind, definitions: Schema) -> Schema:
     args: Schema = {"maxProperties": 0}
-    if kind in _ARGS:
-        args = _arguments(_ARGS[kind], kind, f"args.{kind}", definitions)
+    if kind.arguments:
+        args = _arguments(kind.arguments, kind.name, f"args.{kind}", definitions)
         del args["properties"]["class"]
     properties = {"instance_name": {"type": "string", "minLength": 1}, "args": {"type": ["object", "null"], **args}}
     return {"type": "object", "properties": properties, "required": ["instance_name"], "additionalProperties": False}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
-from prunekit.components.kinds import SECTIONS, Kind
+from prunekit.components.kinds import KINDS, Kind
 from prunekit.errors import Problem, did_you_mean, nearest, shortened
 from prunekit.progress import Window
 from prunekit.schedule.specs import ComponentSpec, PolicySpec
@@ -14,10 +14,8 @@ from prunekit.schedule.yaml_source import Source
 
 VERSION = 1
 """The version of the schedule language that this prunekit reads."""
-_TOP_KEYS = ("version", *SECTIONS, "policies")
-_KINDS = tuple(SECTIONS.values())
+_TOP_KEYS = ("version", *(kind.section for kind in KINDS.values()), "policies")
 _COMPONENT_KEYS = ("instance_name", "args")
-_WITH_ARGS = ("pruner", "regularizer")
 
 
 class Reader:
@@ -36,17 +34,17 @@ class Reader:
             self.say(("version",), f"this prunekit reads version {VERSION} of the schedule language, got {version!r}")
         if isinstance(self.source.data, dict) and "policies" not in data:
             self.say((), "'policies' is missing: a schedule without policies never does anything")
-        sections = [(section, kind) for section, kind in SECTIONS.items() if data.get(section) is not None]
-        components = [spec for section, kind in sections for spec in self.section(data[section], section, kind)]
+        kinds = [kind for kind in KINDS.values() if data.get(kind.section) is not None]
+        components = [spec for kind in kinds for spec in self.section(data[kind.section], kind)]
         return components, list(self.policies(data.get("policies")))
 
-    def section(self, data: Any, section: str, kind: Kind) -> Iterator[ComponentSpec]:
-        for name, entry in self.mapping(data, (section,), f"the section {section}").items():
-            path = (section, name)
+    def section(self, data: Any, kind: Kind) -> Iterator[ComponentSpec]:
+        for name, entry in self.mapping(data, (kind.section,), f"the section {kind.section}").items():
+            path = (kind.section, name)
             args = self.mapping(entry, path, f"the {kind} {name!r}")
             class_ = args.get("class")
             if isinstance(class_, str) and class_:
-                yield ComponentSpec(kind, name, class_, {k: v for k, v in args.items() if k != "class"})
+                yield ComponentSpec(kind.name, name, class_, {k: v for k, v in args.items() if k != "class"})
             elif "class" in args:
                 self.say((*path, "class"), f"must be the name of a {kind} class, got {shortened(class_)}")
             elif isinstance(entry, dict):
@@ -67,14 +65,14 @@ class Reader:
         if not isinstance(data, dict):
             self.say(path, f"a policy must be a mapping, got {_kind_of(data)}")
             return None
-        self.only(data, (*_KINDS, *WINDOW_KEYS), path)
+        self.only(data, (*KINDS, *WINDOW_KEYS), path)
         window = read_window(data, path, self.say)
-        kinds = [kind for kind in _KINDS if kind in data]
+        kinds = [kind for kind in KINDS if kind in data]
         if len(kinds) != 1:
             strange = [key for key in data if key not in WINDOW_KEYS]
-            if kinds or not any(nearest(kind, strange) for kind in _KINDS):  # else that key has been reported
+            if kinds or not any(nearest(kind, strange) for kind in KINDS):  # else that key has been reported
                 got = " and ".join(kinds) or "none"
-                self.say(path, f"a policy names exactly one of {', '.join(_KINDS)}; got {got}")
+                self.say(path, f"a policy names exactly one of {', '.join(KINDS)}; got {got}")
             return None
         kind = kinds[0]
         where = (*path, kind)
@@ -84,7 +82,7 @@ class Reader:
         self.only(component, _COMPONENT_KEYS, where)
         given = component.get("args")
         args = self.mapping({} if given is None else given, (*where, "args"), "args")
-        if args and kind not in _WITH_ARGS:
+        if args and KINDS[kind].arguments is None:
             self.say((*where, "args"), f"a policy of kind {kind} takes no args", key=True)
         name = component.get("instance_name")
         if not isinstance(name, str) or not name:
@@ -120,7 +118,7 @@ def _kind_of(data: Any) -> str:
 def _belongs(key: str, data: Mapping[str, Any], path: tuple[str | int, ...]) -> str:
     """The end of a message about a key of a policy that stands one level too high or too low."""
     depth = len(path) if path[:1] == ("policies",) else 0
-    kind = next((kind for kind in _KINDS if kind in data), "the policy's kind")
+    kind = next((kind for kind in KINDS if kind in data), "the policy's kind")
     if depth == 2 and key in _COMPONENT_KEYS:
         return f"; it belongs one level deeper, below {kind!r}"
     if depth == 3 and key in WINDOW_KEYS:

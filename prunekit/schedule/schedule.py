@@ -7,13 +7,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from prunekit.components.kinds import SECTIONS
+from prunekit.components.kinds import KINDS
 from prunekit.errors import Problem, ScheduleError, did_you_mean
 from prunekit.schedule.language import VERSION, Reader
 from prunekit.schedule.specs import ComponentSpec, PolicySpec
 from prunekit.schedule.yaml_source import Source, dump, plain
-
-_KINDS = tuple(SECTIONS.values())
 
 
 @dataclass(frozen=True)
@@ -33,7 +31,7 @@ class Schedule:
     spoilt: Sequence[PolicySpec] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        ordered = sorted(self.components, key=lambda spec: _KINDS.index(spec.kind))
+        ordered = sorted(self.components, key=lambda spec: list(KINDS).index(spec.kind))
         placed = (p if p.place >= 0 else replace(p, place=index) for index, p in enumerate(self.policies))
         object.__setattr__(self, "components", tuple(ordered))
         object.__setattr__(self, "policies", tuple(placed))
@@ -98,7 +96,7 @@ class Schedule:
                 found.append(say(spec.path, f"two components of kind {spec.kind} are called {spec.name!r}"))
             seen.add((spec.kind, spec.name))
         for policy in (*self.policies, *self.spoilt):
-            section = next(section for section, kind in SECTIONS.items() if kind == policy.kind)
+            section = KINDS[policy.kind].section
             names = {name for kind, name in seen if kind == policy.kind} | self._named_in(section)
             if policy.instance_name not in names and not self._is_spoilt(section):
                 path = ("policies", policy.place, policy.kind, "instance_name")

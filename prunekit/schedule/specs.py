@@ -6,12 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from prunekit.components.kinds import SECTIONS, Kind
+from prunekit.components.kinds import KINDS
 from prunekit.errors import ArgumentError, did_you_mean
 from prunekit.progress import Window
 from prunekit.schedule.yaml_source import plain
-
-_KINDS = tuple(SECTIONS.values())
 
 
 @dataclass(frozen=True)
@@ -21,7 +19,7 @@ class ComponentSpec:
     `class_` is the registered name, `distribution:name` where several offer it, or, from Python, a class itself.
     """
 
-    kind: Kind
+    kind: str
     name: str
     class_: str | type
     args: Mapping[str, Any] = field(default_factory=dict)
@@ -37,7 +35,7 @@ class ComponentSpec:
     @property
     def section(self) -> str:
         """The section of its kind."""
-        return next(section for section, kind in SECTIONS.items() if kind == self.kind)
+        return KINDS[self.kind].section
 
     @property
     def path(self) -> tuple[str, str]:
@@ -58,7 +56,7 @@ class ComponentSpec:
 class PolicySpec:
     """One component and its window; `place` is its index in the list that it was read from."""
 
-    kind: Kind
+    kind: str
     instance_name: str
     window: Window
     args: Mapping[str, Any] = field(default_factory=dict)
@@ -81,5 +79,5 @@ class PolicySpec:
 
 
 def _check_kind(kind: str) -> None:
-    if kind not in _KINDS:
-        raise ArgumentError("kind", message=f"there is no kind {kind!r}{did_you_mean(kind, _KINDS)}")
+    if kind not in KINDS:
+        raise ArgumentError("kind", message=f"there is no kind {kind!r}{did_you_mean(kind, KINDS)}")

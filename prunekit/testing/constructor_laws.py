@@ -61,7 +61,7 @@ def _made_anew(cls: type) -> dict[str, Any]:
 
 
 def _arguments(subject: Subject) -> list[Argument]:
-    return arguments_of(subject.cls, subject.kind)  # type: ignore[arg-type]
+    return arguments_of(subject.cls, subject.kind)
 
 
 def _mutables(instance: object) -> Iterator[tuple[str, Any]]:

@@ -31,8 +31,8 @@ def asked_sparsity(run: Run) -> dict[str, float]:
         several = f"several arguments say what it asks for: {listed(arguments)}"
         raise NotApplicable(several if arguments else "no argument of type Sparsity says what it asks for")
     (value,) = arguments.values()
-    targets = run.policy.targets
-    return {name: float(targets[name] if isinstance(value, Mapping) else value) for name in run.policy.parameters}
+    settings = run.policy.settings
+    return {name: float(settings[name] if isinstance(value, Mapping) else value) for name in run.policy.parameters}
 
 
 def must_be_exact(run: Run, asked: Mapping[str, float], where: str) -> None:

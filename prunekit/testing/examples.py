@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from prunekit.components.arguments import Argument, arguments_of, check_value
-from prunekit.components.kinds import Kind
 from prunekit.errors import PluginError
 from prunekit.quantization.bits import BitsQuantizer
 
@@ -16,7 +15,7 @@ EVERY_WEIGHT = "*.weight"
 _NUMBERS: tuple[Any, ...] = (0.25, 0.5, 0.75, 0.9, 1, 2, 3, 4, 8, 0.1, 0.01, 0, -1, 100)
 
 
-def example_arguments(cls: type, kind: Kind) -> dict[str, Any]:
+def example_arguments(cls: type, kind: str) -> dict[str, Any]:
     """A value for each argument that has no default.
 
     Selectors choose every weight, fractions ascend (0.25, 0.5, …): a final sparsity lies above an initial one.

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from textwrap import indent
 from typing import TYPE_CHECKING
 
+from prunekit.components.kinds import KINDS
+
 if TYPE_CHECKING:
     from prunekit.testing.subject import Subject
 
-PRUNER, REGULARIZER, QUANTIZER = "pruner", "regularizer", "quantizer"
-LR_SCHEDULER, EXTENSION, LISTENER = "lr_scheduler", "extension", "listener"
-COMPONENTS = (PRUNER, REGULARIZER, QUANTIZER, LR_SCHEDULER, EXTENSION)
-OWNERS = (PRUNER, REGULARIZER, QUANTIZER)
+PRUNER, REGULARIZER, QUANTIZER, LR_SCHEDULER, EXTENSION = COMPONENTS = tuple(KINDS)
+LISTENER = "listener"
+OWNERS = tuple(kind.name for kind in KINDS.values() if kind.owns_parameters)
 ACTING = (*OWNERS, EXTENSION)
 
 

@@ -175,7 +175,7 @@ def levels(subject: Subject) -> None:
     if not isinstance(run.component, QuantizesModules):
         raise NotApplicable("it does not say how many bits it gives")
     run.scheduler.on_epoch_begin(FIRST)
-    bits = {**run.policy.targets, **run.policy.activations}
+    bits = {**run.policy.settings, **run.policy.activations}
     for name, values in _made(run):
         channels = values.flatten(1) if values.dim() > 1 else values.reshape(1, -1)
         most = min(_levels(values), max(map(_levels, channels)))

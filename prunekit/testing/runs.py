@@ -16,6 +16,7 @@ from torch.nn import Module, Parameter
 from torch.optim.lr_scheduler import ExponentialLR
 
 from prunekit.components.context import Context
+from prunekit.components.types import Selectors
 from prunekit.errors import shortened
 from prunekit.plugins.listeners import Plugins
 from prunekit.plugins.registry import Registry
@@ -41,11 +42,7 @@ MINIBATCHES = 4
 class Magnitude:
     """A pruner for a component to be beside: half of each weight goes, the smallest, rising over the window."""
 
-    weights: str = "fc?.weight"
-
-    @property
-    def targets(self) -> str:
-        return self.weights
+    weights: Selectors = "fc?.weight"
 
     def compute_masks(self, parameters: Mapping[str, Parameter], context: Context) -> dict[str, Tensor]:
         sparsity = 0.25 * (1 + context.window.fraction(context.progress))
@@ -56,11 +53,7 @@ class Magnitude:
 class WeightDecay:
     """A regularizer for a component to be beside."""
 
-    weights: str = "conv?.weight"
-
-    @property
-    def targets(self) -> str:
-        return self.weights
+    weights: Selectors = "conv?.weight"
 
     def penalty(self, parameters: Mapping[str, Parameter], context: Context) -> Tensor:
         return torch.stack([1e-3 * weight.square().sum() for weight in parameters.values()]).sum()
@@ -111,7 +104,7 @@ class Run:
 
     @property
     def policy(self) -> Any:
-        """The subject's policy, with its parameters and targets."""
+        """The subject's policy, with its parameters and their settings."""
         return self.scheduler._policies[0]
 
     def train(self, epochs: Iterable[int], data: list[tuple[Tensor, Tensor]] | None = None) -> Run:

@@ -13,10 +13,10 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import LRScheduler
 
 from prunekit.components.arguments import check_arguments
-from prunekit.components.kinds import Kind
+from prunekit.components.kinds import EXTENSION, KINDS, PRUNER, QUANTIZER, REGULARIZER
 from prunekit.engine.learning_rate import LearningRateSchedule
 from prunekit.errors import ArgumentError, PluginError, did_you_mean
-from prunekit.plugins.entry_points import GROUPS, component_offers, listener_offers
+from prunekit.plugins.entry_points import component_offers, listener_offers
 from prunekit.plugins.hooks import hook_names
 from prunekit.plugins.listeners import Listener, load_plugins, must_be
 from prunekit.plugins.registry import Found
@@ -88,15 +88,15 @@ def find_subject(component: Any, kind: str | None, arguments: Mapping[str, Any])
         if not hook_names(subject.target, subject.distribution):
             raise PluginError(f"listener {subject.name!r} implements no hook; is @prunekit.hookimpl missing?")
         return subject
-    must_be(Found(subject.cls, subject.distribution, subject.version), subject.kind, subject.name)  # type: ignore[arg-type]
-    made_up = {} if arguments else example_arguments(subject.cls, subject.kind)  # type: ignore[arg-type]
+    must_be(Found(subject.cls, subject.distribution, subject.version), subject.kind, subject.name)
+    made_up = {} if arguments else example_arguments(subject.cls, subject.kind)
     return _with(subject, arguments or made_up, bool(arguments))
 
 
 def _with(subject: Subject, arguments: Mapping[str, Any], given: bool) -> Subject:
     """The subject with arguments that it accepts."""
     hint = "" if given else "; these were made up from the types: give it others"
-    errors = list(check_arguments(subject.cls, subject.kind, arguments))  # type: ignore[arg-type]
+    errors = list(check_arguments(subject.cls, subject.kind, arguments))
     full = Subject(
         subject.target, subject.kind, subject.name, subject.distribution, subject.version, dict(arguments), given
     )
@@ -117,9 +117,9 @@ def _named(name: str, kind: str | None) -> Subject:
         if kind in (None, "listener") and name in (offer.name, f"{offer.distribution}:{offer.name}"):
             return Subject(offer.load(), "listener", offer.name, offer.distribution, offer.version)
     registry = load_plugins().registry
-    kinds: list[Kind] = [k for k in GROUPS if kind in (None, k) and short in registry.names(k)]
+    kinds = [k for k in KINDS if kind in (None, k) and short in registry.names(k)]
     if not kinds:
-        known = [known for k in GROUPS for known in registry.names(k)] + [offer.name for offer in listener_offers()]
+        known = [known for k in KINDS for known in registry.names(k)] + [offer.name for offer in listener_offers()]
         raise PluginError(f"no {kind or 'plugin'} is called {name!r}{did_you_mean(name, known)}")
     if len(kinds) > 1:
         raise PluginError(f"{name!r} is {' and '.join(kinds)}; say which: kind={kinds[0]!r}")
@@ -143,10 +143,8 @@ def _kind_of(cls: type) -> str:
     """The kind that a class looks like."""
     if issubclass(cls, LRScheduler):
         return "lr_scheduler"
-    for kind, method in (("regularizer", "penalty"), ("pruner", "compute_masks"), ("quantizer", "quantize")):
-        if hasattr(cls, method):
-            return kind
-    return "extension"
+    owners = (REGULARIZER, PRUNER, QUANTIZER)  # a regularizer with a threshold has compute_masks too
+    return next((kind.name for kind in owners if all(hasattr(cls, m) for m in kind.methods)), EXTENSION.name)
 
 
 def _place(target: Any) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from prunekit.components.kinds import KINDS
 from prunekit.components.origin import Origin
 from prunekit.errors import PrunekitError, StateError
 from prunekit.model.optimizer import learning_rates
@@ -35,8 +36,6 @@ from prunekit.training.checkpoint import (
     set_random_states,
 )
 from prunekit.training.results import Baseline, Change, EpochResult, MinibatchResult, ParameterResult, TrainingResult
-
-_DECIDING = ("pruner", "regularizer", "quantizer")
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -110,7 +109,7 @@ def default_epochs(schedule: Schedule) -> int | None:
     It is long enough for every policy to act once. Policies of learning rates often end long after the run; their end
     counts where there are no others.
     """
-    deciding = [policy for policy in schedule.policies if policy.kind in _DECIDING]
+    deciding = [policy for policy in schedule.policies if KINDS[policy.kind].decides_length]
     lengths = [policy.window.epochs_to_end for policy in deciding or schedule.policies]
     lengths += [policy.window.epochs_to_act for policy in schedule.policies]
     return max((length for length in lengths if length is not None), default=None)

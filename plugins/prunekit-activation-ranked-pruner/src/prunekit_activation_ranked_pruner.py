@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from prunekit import ArgumentError, PluginError, hookimpl
 from prunekit.components import Context
-from prunekit.model import CONVOLUTION, LINEAR, Activation, following_activations, operation_of
+from prunekit.model import CONVOLUTION, LINEAR, Activation, following_activations, operation_of, without_wrappers
 from prunekit.pruning import FixedSparsity, GradualSparsity, Groups, RankedPruner, RankSums, Units, wide
 
 
@@ -135,50 +135,55 @@ class ActivationRanked(RankedPruner):
     def check(self, parameters: Mapping[str, Parameter], context: Context) -> Iterator[ArgumentError]:
         """Besides what every ranked pruner refuses: layers without outputs, and layers whose activation is unknown."""
         yield from super().check(parameters, context)
-        modules = {_bare(name): module for name, module in context.model.named_modules()}
+        modules = {without_wrappers(name): module for name, module in context.model.named_modules()}
         for name in self.activations_of or {}:
-            if _bare(name) not in map(_bare, parameters):
+            if without_wrappers(name) not in map(without_wrappers, parameters):
                 yield ArgumentError("activations_of", name, message=f"{name!r} is none of the weights of this pruner")
         for name, module in (self.activations_of or {}).items():
-            if _bare(module) not in modules:
+            if without_wrappers(module) not in modules:
                 near = get_close_matches(module, modules, n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 yield ArgumentError("activations_of", name, message=f"the model has no module {module!r}{hint}")
         layers = {}
         for name, weight in parameters.items():
-            owner = modules.get(_bare(name).rpartition(".")[0])
+            owner = modules.get(without_wrappers(name).rpartition(".")[0])
             if weight.dim() > 1 and operation_of(owner) not in (CONVOLUTION, LINEAR):
                 what = f"{name!r} belongs to a {type(owner).__name__}, which is no convolution and no linear layer"
-                yield ArgumentError(*self._key(name, context), message=what)
+                yield ArgumentError(*context.keys[name], message=what)
             elif weight.dim() > 1:
                 layers[name] = weight
         found, reason = self._activations(layers, context)
         for name in layers:
-            if name not in found and _bare(name) not in self._named:
+            if name not in found and without_wrappers(name) not in self._named:
                 what = f"{reason}; name the module that gives it: activations_of: {{{name}: …}}"
-                yield ArgumentError(*self._key(name, context), message=f"the activation behind {name!r} {what}")
+                yield ArgumentError(*context.keys[name], message=f"the activation behind {name!r} {what}")
 
     @property
     def _named(self) -> dict[str, str]:
-        return {_bare(name): _bare(module) for name, module in (self.activations_of or {}).items()}
+        return {
+            without_wrappers(name): without_wrappers(module) for name, module in (self.activations_of or {}).items()
+        }
 
     def _activations(self, parameters: Iterable[str], context: Context) -> tuple[dict[str, Activation], str]:
         """Weight -> where its activation is, and why others have none."""
-        modules = {_bare(name): name for name, _ in context.model.named_modules()}
+        modules = {without_wrappers(name): name for name, _ in context.model.named_modules()}
         found = {
-            name: Activation(modules[self._named[_bare(name)]])
+            name: Activation(modules[self._named[without_wrappers(name)]])
             for name in parameters
-            if self._named.get(_bare(name)) in modules
+            if self._named.get(without_wrappers(name)) in modules
         }
-        rest = [name for name in parameters if _bare(name) not in self._named]
+        rest = [name for name in parameters if without_wrappers(name) not in self._named]
         reason = "is not found: no activation alone takes what the layer puts out"
         try:
             traced = following_activations(context.model) if rest else {}
         except Exception as error:
             traced, what = {}, str(error).partition("\n")[0]
             reason = f"is not found: torch.fx can't trace the model ({type(error).__name__}: {what})"
-        behind = {_bare(f"{layer}.weight"): activation for layer, activation in traced.items()}
-        return {**found, **{name: behind[_bare(name)] for name in rest if _bare(name) in behind}}, reason
+        behind = {without_wrappers(f"{layer}.weight"): activation for layer, activation in traced.items()}
+        return {
+            **found,
+            **{name: behind[without_wrappers(name)] for name in rest if without_wrappers(name) in behind},
+        }, reason
 
 
 @dataclass(kw_only=True)
@@ -229,9 +234,3 @@ class ActivationMeanRankedFilterPruner_AGP(GradualSparsity, MeanRanked):  # noqa
     Molchanov et al. 2017, arXiv 1611.06440, section 2.2, as gradually as Zhu & Gupta 2017, arXiv 1710.01878,
     equation 1.
     """
-
-
-def _bare(name: str) -> str:
-    """A name without what wraps the model or its parameters."""
-    wraps = ("module", "_orig_mod")
-    return ".".join(part for part in name.split(".") if part not in wraps)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import Parameter
 
-from prunekit import ArgumentError
 from prunekit.components import Context, Selectors
 from prunekit.pruning import GradualSparsity, prune_smallest
 
@@ -26,15 +25,6 @@ class AutomatedGradualPruner(GradualSparsity):
     """
 
     weights: Selectors
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.weights:
-            raise ArgumentError("weights", message="selects nothing: name at least one parameter, or '*'")
-
-    @property
-    def targets(self) -> Selectors:
-        return self.weights
 
     def compute_masks(self, parameters: Mapping[str, Parameter], context: Context) -> Mapping[str, Tensor]:
         target = self.sparsity(context)

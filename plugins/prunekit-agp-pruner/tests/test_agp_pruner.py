@@ -57,7 +57,7 @@ def pruned(mask: torch.Tensor) -> list[int]:
 
 def masks_at(pruner: AutomatedGradualPruner, epoch: int, net: nn.Module, window: Window) -> dict[str, torch.Tensor]:
     parameters = dict(net.named_parameters())
-    context = Context(net, {}, Progress(epoch), window, dict.fromkeys(parameters), {n: n for n in parameters})
+    context = Context(net, {}, Progress(epoch), window, dict.fromkeys(parameters), {})
     return dict(pruner.compute_masks(parameters, context))
 
 

@@ -40,14 +40,6 @@ class BaiduRNNPruner:
     ramp_slope_mult: NonNegative
     weights: Selectors
 
-    def __post_init__(self) -> None:
-        if not self.weights:
-            raise ArgumentError("weights", message="selects nothing: name at least one parameter, or '*'")
-
-    @property
-    def targets(self) -> Selectors:
-        return self.weights
-
     def check(self, parameters: Mapping[str, Parameter], context: Context) -> Iterator[ArgumentError]:
         """An error where the ramp lies behind the window's end."""
         window = context.window

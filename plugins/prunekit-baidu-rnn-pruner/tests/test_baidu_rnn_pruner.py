@@ -176,7 +176,7 @@ numbers = st.lists(st.integers(-9, 9).map(float), min_size=1, max_size=30)
 
 def chosen(values: list[float], epoch: int, window: Window, **keys: Any) -> torch.Tensor:
     net = model(w=values)
-    context = Context(net, {}, Progress(epoch), window, {"w.weight": None}, {"w.weight": "*"})
+    context = Context(net, {}, Progress(epoch), window, {"w.weight": None}, {})
     return pruner(weights="*", **keys).compute_masks(dict(net.named_parameters()), context)["w.weight"]
 
 

@@ -23,7 +23,7 @@ class DorefaQuantizer(BitsQuantizer):
     """
 
     def quantize(self, name: str, weight: Tensor, context: Context) -> Tensor:
-        bits = context.targets[name]
+        bits = context.settings[name]
         if not weight.numel():
             return weight
         if bits == 1:
@@ -38,7 +38,7 @@ class DorefaQuantizer(BitsQuantizer):
 
     def integers(self, name: str, weight: Tensor, context: Context) -> Integers:
         """Odd numbers from 1 - 2^bits to 2^bits - 1: zero lies between two of DoReFa's levels."""
-        values, bits = self.quantize(name, weight, context).detach(), context.targets[name]
+        values, bits = self.quantize(name, weight, context).detach(), context.settings[name]
         largest = values.abs().max() if bits == 1 and values.numel() else values.new_ones(())
         scale = largest.clamp(min=torch.finfo(values.dtype).tiny) / (2**bits - 1)
         return Integers((values / scale).round(), scale, torch.zeros_like(scale))

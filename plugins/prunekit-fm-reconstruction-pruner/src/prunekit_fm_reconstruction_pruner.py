@@ -75,7 +75,7 @@ class FMReconstructionChannelPruner(FixedSparsity, RankedPruner):
             elif is_convolution and owner.groups != 1:
                 what = f"belongs to a convolution in {owner.groups} groups: an input channel reaches some outputs only"
             if what is not None:
-                yield ArgumentError(*self._key(name, context), message=f"{name!r} {what}")
+                yield ArgumentError(*context.keys[name], message=f"{name!r} {what}")
 
     # What the layers are given
 

@@ -37,14 +37,6 @@ class GlobalMagnitude:
     floor: Share = 0
     normalize: Literal["none", "l2", "mean", "lamp"] = "none"
 
-    def __post_init__(self) -> None:
-        if not self.weights:
-            raise ArgumentError("weights", message="selects nothing: name at least one parameter, or '*'")
-
-    @property
-    def targets(self) -> Selectors:
-        return self.weights
-
     def sparsity(self, context: Context) -> float:
         """The fraction of all weights to prune now: what `FixedSparsity` or `GradualSparsity` adds."""
         raise NotImplementedError

@@ -233,7 +233,7 @@ def test_while_weights_stand_still_masks_are_nested_and_end_exactly_at_the_budge
     parameters = dict(net.named_parameters())
     gone: set[tuple[str, int]] = set()
     for epoch in window.active:
-        context = Context(net, {}, Progress(epoch), window, dict.fromkeys(parameters), dict.fromkeys(parameters, "*"))
+        context = Context(net, {}, Progress(epoch), window, dict.fromkeys(parameters), {})
         masks = pruner.compute_masks(parameters, context)
         now = {(name, i) for name, mask in masks.items() for i in (~mask).nonzero().flatten().tolist()}
         assert gone <= now

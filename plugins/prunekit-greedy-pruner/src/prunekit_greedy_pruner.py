@@ -66,22 +66,12 @@ class GreedyFilterPruner(FixedSparsity):
     _inputs: list[Any] = field(default_factory=list, init=False, repr=False)
     _unusable: str | None = field(default=None, init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        if not self.weights:
-            raise ArgumentError("weights", message="selects nothing: name at least one parameter, or '*'")
-
-    @property
-    def targets(self) -> Selectors:
-        """The parameters it prunes."""
-        return self.weights
-
     def check(self, parameters: Mapping[str, Parameter], context: Context) -> Iterator[ArgumentError]:
         """One error for each parameter without filters."""
         for name, weight in parameters.items():
             if weight.dim() < 2:
-                place = () if isinstance(self.weights, str) else (self.weights.index(context.selectors[name]),)
                 message = f"{name!r} has shape {list(weight.shape)} and no filters"
-                yield ArgumentError("weights", *place, message=message)
+                yield ArgumentError(*context.keys[name], message=message)
 
     def compute_masks(self, parameters: Mapping[str, Parameter], context: Context) -> Mapping[str, Tensor]:
         self._agree()

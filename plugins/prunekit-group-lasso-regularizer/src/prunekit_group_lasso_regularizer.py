@@ -12,7 +12,7 @@ from torch.autograd import Function
 from torch.nn import Parameter
 
 from prunekit import ArgumentError
-from prunekit.components import Context, NonNegative
+from prunekit.components import Context, NonNegative, PerParameter
 from prunekit.model import transposed
 from prunekit.pruning import Groups, fitting, groups_of
 
@@ -39,20 +39,14 @@ class GroupLassoRegularizer:
             are set to zero after each mini-batch.
     """
 
-    reg_regims: dict[str, tuple[NonNegative, GroupType]]
+    reg_regims: PerParameter[tuple[NonNegative, GroupType]]
     threshold_criteria: Literal["Mean_Abs", "Max"] | None = None
 
     def __post_init__(self) -> None:
-        if not self.reg_regims:
-            raise ArgumentError("reg_regims", message="names no parameter")
         for selector, (_, group) in self.reg_regims.items():
             if group not in get_args(GroupType):
                 known = ", ".join(map(repr, get_args(GroupType)))
                 raise ArgumentError("reg_regims", selector, 1, message=f"must be one of {known}, got {group!r}")
-
-    @property
-    def targets(self) -> Mapping[str, tuple[float, GroupType]]:
-        return self.reg_regims
 
     @property
     def thresholds(self) -> bool:
@@ -63,16 +57,16 @@ class GroupLassoRegularizer:
         """One error for each parameter that has no such groups."""
         turned = transposed(context.model)
         for name, weight in parameters.items():
-            _, group = context.targets[name]
+            _, group = context.settings[name]
             if not fitting(weight, [group]):
                 message = f"{name!r} has shape {list(weight.shape)} and no groups {group!r}; {_fitting(weight)}"
-                yield ArgumentError("reg_regims", context.selectors[name], message=message)
+                yield ArgumentError(*context.keys[name], message=message)
             elif (kind := turned.get(name)) and not {"2D", "4D"}.issuperset(group.split("+")):
                 message = f"{name!r} belongs to a {kind}: its dimension 0 is inputs, and {group!r} takes it for outputs"
-                yield ArgumentError("reg_regims", context.selectors[name], message=message)
+                yield ArgumentError(*context.keys[name], message=message)
 
     def penalty(self, parameters: Mapping[str, Parameter], context: Context) -> Tensor:
-        regimes = [context.targets[name] for name in parameters]
+        regimes = [context.settings[name] for name in parameters]
         total: Tensor = _GroupLasso.apply(  # type: ignore[no-untyped-call]
             regimes, torch.is_grad_enabled(), *parameters.values()
         )
@@ -82,7 +76,7 @@ class GroupLassoRegularizer:
         """A weight stays if every group that it belongs to does."""
         masks = {}
         for name, weight in parameters.items():
-            strength, group = context.targets[name]
+            strength, group = context.settings[name]
             kept = torch.ones_like(weight, dtype=torch.bool)
             for groups in groups_of(weight, group):
                 kept &= groups.spread(self._magnitudes(weight, groups) > strength)

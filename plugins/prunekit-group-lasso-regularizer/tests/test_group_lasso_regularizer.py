@@ -91,7 +91,7 @@ def direct(values: list[float], group: str, strength: float = 1.0) -> tuple[floa
     """Penalty and mask of a tensor of eight numbers, shaped as the group needs it."""
     weight = nn.Parameter(torch.tensor(values).reshape((4, 2) if parameter_of(group) == "fc.weight" else (2, 2, 1, 2)))
     regularizer = GroupLassoRegularizer({"w": (strength, group)}, "Mean_Abs")  # type: ignore[dict-item]
-    context = Context(nn.Identity(), {}, Progress(0), Window(0, 1), {"w": [strength, group]}, {"w": "w"})
+    context = Context(nn.Identity(), {}, Progress(0), Window(0, 1), {"w": [strength, group]}, {})
     penalty = regularizer.penalty({"w": weight}, context)
     return penalty.item(), regularizer.compute_masks({"w": weight.detach()}, context)["w"]  # type: ignore[dict-item]
 
@@ -272,7 +272,7 @@ def test_what_does_not_fit_is_refused_at_load_with_its_position(tmp_path: Path) 
         f"7:20 {where}.conv.weight: 'conv.weight' has shape [2, 2, 1, 2] and no groups 'Rows'; "
         f"it has {convolution}, 'Channels+4D', '4D+Channels'",
     ]
-    assert problems("      {}") == [f"6:7 {where}: names no parameter"]
+    assert problems("      {}") == [f"6:7 {where}: selects nothing: name at least one parameter, or '*'"]
 
 
 def test_the_constructor_itself_refuses_an_unknown_group() -> None:
@@ -298,7 +298,7 @@ def by_definition(weight: Tensor, group: str) -> Tensor:
 def both_penalties(weight: Tensor, group: str) -> tuple[Tensor, Tensor]:
     """Ours and the definition's, of strength 0.5."""
     regularizer = GroupLassoRegularizer({"w": (0.5, group)})  # type: ignore[dict-item]
-    context = Context(nn.Identity(), {}, Progress(0), Window(0, 1), {"w": (0.5, group)}, {"w": "w"})
+    context = Context(nn.Identity(), {}, Progress(0), Window(0, 1), {"w": (0.5, group)}, {})
     return regularizer.penalty({"w": weight}, context), 0.5 * by_definition(weight, group)  # type: ignore[dict-item]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from prunekit import ArgumentError
-from prunekit.components import Context, NonNegative
+from prunekit.components import Context, NonNegative, PerParameter
 from prunekit.pruning import Groups, granularities
 
 GroupType = Literal["Channels"]
@@ -30,15 +30,7 @@ class GroupVarianceRegularizer:
             `Channels`, the input channels of a convolution.
     """
 
-    reg_regims: dict[str, tuple[NonNegative, GroupType]]
-
-    def __post_init__(self) -> None:
-        if not self.reg_regims:
-            raise ArgumentError("reg_regims", message="names no parameter")
-
-    @property
-    def targets(self) -> Mapping[str, tuple[float, GroupType]]:
-        return self.reg_regims
+    reg_regims: PerParameter[tuple[NonNegative, GroupType]]
 
     def check(self, parameters: Mapping[str, Parameter], context: Context) -> Iterator[ArgumentError]:
         """One error for each parameter that has no channels, or only one."""
@@ -49,7 +41,7 @@ class GroupVarianceRegularizer:
             except ValueError as error:
                 number, message = 0, f"{name!r} {error}"
             if number < 2:
-                yield ArgumentError("reg_regims", context.selectors[name], message=message)
+                yield ArgumentError(*context.keys[name], message=message)
 
     def penalty(self, parameters: Mapping[str, Parameter], context: Context) -> Tensor:
         variances, varied = zip(*(_variance(weight) for weight in parameters.values()), strict=True)
@@ -57,7 +49,7 @@ class GroupVarianceRegularizer:
             for name, usable in zip(parameters, varied, strict=True):
                 if not usable:
                     context.warn("channels whose norms do not differ, no penalty", parameter=name)
-        strengths = [context.targets[name][0] for name in parameters]
+        strengths = [context.settings[name][0] for name in parameters]
         terms = [
             torch.where(usable, strength / torch.where(usable, variance, 1), 0)
             for strength, variance, usable in zip(strengths, variances, varied, strict=True)

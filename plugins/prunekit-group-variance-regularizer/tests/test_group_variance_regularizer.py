@@ -50,7 +50,7 @@ def total_loss(net: nn.Module, regims: Any, epoch: int = 0) -> Tensor:
 
 def penalty_of(weight: Tensor, strength: float = 1.0) -> Tensor:
     regularizer = GroupVarianceRegularizer({"w": (strength, "Channels")})
-    context = Context(nn.Identity(), {}, Progress(0), Window(0, 1), {"w": (strength, "Channels")}, {"w": "w"})
+    context = Context(nn.Identity(), {}, Progress(0), Window(0, 1), {"w": (strength, "Channels")}, {})
     return regularizer.penalty({"w": weight}, context)  # type: ignore[dict-item]
 
 
@@ -162,7 +162,7 @@ def test_what_does_not_fit_is_refused_at_load_with_its_position(tmp_path: Path) 
         f"6:18 {where}.fc.weight: 'fc.weight' has shape [3, 2] and no groups 'Channels'",
         f"7:19 {where}.one.weight: 'one.weight' has 1 channel: a variance takes two",
     ]
-    assert problems("      {}") == [f"6:7 {where}: names no parameter"]
+    assert problems("      {}") == [f"6:7 {where}: selects nothing: name at least one parameter, or '*'"]
 
 
 # The card

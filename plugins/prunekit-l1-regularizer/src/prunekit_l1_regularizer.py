@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import Parameter
 
-from prunekit import ArgumentError
-from prunekit.components import Context, NonNegative
+from prunekit.components import Context, NonNegative, PerParameter
 
 
 @dataclass
@@ -28,16 +27,8 @@ class L1Regularizer:
             weight has one magnitude: `Mean_Abs` and `Max` mean the same here.
     """
 
-    reg_regims: dict[str, NonNegative]
+    reg_regims: PerParameter[NonNegative]
     threshold_criteria: Literal["Mean_Abs", "Max"] | None = None
-
-    def __post_init__(self) -> None:
-        if not self.reg_regims:
-            raise ArgumentError("reg_regims", message="names no parameter")
-
-    @property
-    def targets(self) -> Mapping[str, float]:
-        return self.reg_regims
 
     @property
     def thresholds(self) -> bool:
@@ -45,12 +36,12 @@ class L1Regularizer:
         return self.threshold_criteria is not None
 
     def penalty(self, parameters: Mapping[str, Parameter], context: Context) -> Tensor:
-        strengths = [context.targets[name] for name in parameters]
+        strengths = [context.settings[name] for name in parameters]
         total: Tensor = _WeightedL1.apply(strengths, *parameters.values())  # type: ignore[no-untyped-call]
         return total
 
     def compute_masks(self, parameters: Mapping[str, Parameter], context: Context) -> Mapping[str, Tensor]:
-        return {name: weight.abs() > context.targets[name] for name, weight in parameters.items()}
+        return {name: weight.abs() > context.settings[name] for name, weight in parameters.items()}
 
 
 class _WeightedL1(Function):

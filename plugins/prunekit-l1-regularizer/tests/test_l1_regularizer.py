@@ -11,7 +11,7 @@ from prunekit_l1_regularizer import L1Regularizer
 from torch import Tensor, nn
 
 from prunekit import ComponentSpec, CompressionScheduler, PolicySpec, Progress, Schedule, ScheduleError, Trace, Window
-from prunekit.components import Context
+from prunekit.components import Context, Selectors
 from prunekit.testing import check_component
 from prunekit.trace import read
 
@@ -59,8 +59,8 @@ def run(net: nn.Module, data: Mapping[str, Any], step: Callable[[], None], epoch
     return weights
 
 
-def context(targets: Mapping[str, float]) -> Context:
-    return Context(nn.Identity(), {}, Progress(0), Window(0, 1), targets, {name: name for name in targets})
+def context(settings: Mapping[str, float]) -> Context:
+    return Context(nn.Identity(), {}, Progress(0), Window(0, 1), settings, {})
 
 
 def penalty(values: list[float], strength: float = 1.0) -> Tensor:
@@ -175,7 +175,7 @@ def test_dropped_weights_may_come_back_and_with_keep_mask_may_not() -> None:
 class KeepFirstColumn:
     """A pruner for the test below."""
 
-    targets = "fc1.weight"
+    def __init__(self, weights: Selectors = "fc1.weight") -> None: ...
 
     def compute_masks(self, parameters: Mapping[str, nn.Parameter], context: Context) -> Mapping[str, Tensor]:
         return {name: torch.arange(3).expand(weight.shape) == 0 for name, weight in parameters.items()}
@@ -235,7 +235,7 @@ policies:
 """
     assert problems(text, tmp_path) == [
         "5:30 regularizers.negative.reg_regims.fc1.weight: must be greater than or equal to 0, got -0.1",
-        "8:17 regularizers.nobody.reg_regims: names no parameter",
+        "8:17 regularizers.nobody.reg_regims: selects nothing: name at least one parameter, or '*'",
         "11:18 regularizers.misspelt.reg_regims.fc1.weigth: 'fc1.weigth' selects nothing in the model; "
         "nearest are 'fc1.weight', 'fc2.weight'",
         "12:25 regularizers.misspelt.threshold_criteria: must be 'Mean_Abs' or 'Max', got 'Mean'",

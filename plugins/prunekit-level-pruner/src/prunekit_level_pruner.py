@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import Parameter
 
-from prunekit import ArgumentError
-from prunekit.components import Context, Sparsity
+from prunekit.components import Context, PerParameter, Sparsity
 from prunekit.pruning import prune_smallest
 
 
@@ -26,19 +25,11 @@ class SparsityLevelParameterPruner:
             less than one element is left alone.
     """
 
-    levels: dict[str, Sparsity]
-
-    def __post_init__(self) -> None:
-        if not self.levels:
-            raise ArgumentError("levels", message="selects nothing: name at least one parameter, or '*'")
-
-    @property
-    def targets(self) -> dict[str, float]:
-        return self.levels
+    levels: PerParameter[Sparsity]
 
     def compute_masks(self, parameters: Mapping[str, Parameter], context: Context) -> Mapping[str, Tensor]:
         return {
             name: prune_smallest(weight, count)
             for name, weight in parameters.items()
-            if (count := math.floor(context.targets[name] * weight.numel()))
+            if (count := math.floor(context.settings[name] * weight.numel()))
         }

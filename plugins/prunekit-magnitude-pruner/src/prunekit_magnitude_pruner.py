@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import Parameter
 
-from prunekit import ArgumentError
-from prunekit.components import Context, NonNegative
+from prunekit.components import Context, NonNegative, PerParameter
 
 
 @dataclass
@@ -26,15 +25,7 @@ class MagnitudeParameterPruner:
             comparison is made in the weight's own type: t is rounded to it first.
     """
 
-    thresholds: dict[str, NonNegative]
-
-    def __post_init__(self) -> None:
-        if not self.thresholds:
-            raise ArgumentError("thresholds", message="selects nothing: name at least one parameter, or '*'")
-
-    @property
-    def targets(self) -> dict[str, float]:
-        return self.thresholds
+    thresholds: PerParameter[NonNegative]
 
     def compute_masks(self, parameters: Mapping[str, Parameter], context: Context) -> Mapping[str, Tensor]:
-        return {name: weight.abs() > context.targets[name] for name, weight in parameters.items()}
+        return {name: weight.abs() > context.settings[name] for name, weight in parameters.items()}

@@ -159,7 +159,7 @@ def test_exactly_what_is_above_the_threshold_stays_so_a_higher_one_prunes_no_les
     parameters = dict(net.named_parameters())
     masks = []
     for threshold in sorted((one, other)):
-        context = Context(net, {}, Progress(0), Window(0, 1), {"fc1.weight": threshold}, {"fc1.weight": "*"})
+        context = Context(net, {}, Progress(0), Window(0, 1), {"fc1.weight": threshold}, {})
         masks.append(MagnitudeParameterPruner({"*": threshold}).compute_masks(parameters, context)["fc1.weight"])
         assert masks[-1].tolist() == [abs(value) > threshold for value in values]
     assert not (masks[1] & ~masks[0]).any()

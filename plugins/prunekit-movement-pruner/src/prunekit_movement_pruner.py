@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from prunekit import ArgumentError
 from prunekit.components import Context, Selectors
 from prunekit.pruning import GradualSparsity, prune_count
 
@@ -33,15 +32,6 @@ class MovementPruner(GradualSparsity):
     weights: Selectors
     scope: Literal["tensor", "global"] = "tensor"
     _scores: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.weights:
-            raise ArgumentError("weights", message="selects nothing: name at least one parameter, or '*'")
-
-    @property
-    def targets(self) -> Selectors:
-        return self.weights
 
     def observe(self, parameters: Mapping[str, Parameter], context: Context) -> None:
         """Add what this mini-batch says, in one call for all tensors."""

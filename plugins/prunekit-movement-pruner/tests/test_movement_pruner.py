@@ -259,7 +259,7 @@ def masks_of(values: dict[str, list[float]], sparsity: float, scope: Any) -> dic
     pruner.load_state_dict({"scores": {name: torch.tensor(score) for name, score in values.items()}})
     net = Weights(**values)
     window = Window(0, 1001)
-    context = Context(net, {}, Progress(round(sparsity * 1000)), window, dict.fromkeys(values), dict.fromkeys(values))
+    context = Context(net, {}, Progress(round(sparsity * 1000)), window, dict.fromkeys(values), {})
     return {name: mask.tolist() for name, mask in pruner.compute_masks(dict(net.named_parameters()), context).items()}
 
 

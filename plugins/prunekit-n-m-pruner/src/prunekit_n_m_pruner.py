@@ -40,14 +40,8 @@ class NMPruner:
     dim: NotNegative = 1
 
     def __post_init__(self) -> None:
-        if not self.weights:
-            raise ArgumentError("weights", message="selects nothing: name at least one parameter, or '*'")
         if self.n >= self.m:
             raise ArgumentError("n", message=f"must be below m {self.m}, or nothing is pruned, got {self.n}")
-
-    @property
-    def targets(self) -> Selectors:
-        return self.weights
 
     def check(self, parameters: Mapping[str, Parameter], context: Context) -> Iterator[ArgumentError]:
         """One error for each tensor that can't be divided into groups of M."""
@@ -55,16 +49,11 @@ class NMPruner:
             shape = list(weight.shape)
             if self.dim >= len(shape):
                 yield ArgumentError(
-                    *self._key(name, context), message=f"{name!r} has shape {shape} and no dimension {self.dim}"
+                    *context.keys[name], message=f"{name!r} has shape {shape} and no dimension {self.dim}"
                 )
             elif shape[self.dim] % self.m:
                 what = f"{name!r} has shape {shape}: its dimension {self.dim} is not divided into groups of {self.m}"
-                yield ArgumentError(*self._key(name, context), message=what)
+                yield ArgumentError(*context.keys[name], message=what)
 
     def compute_masks(self, parameters: Mapping[str, Parameter], context: Context) -> Mapping[str, Tensor]:
         return {name: keep_n_of_m(weight, self.n, self.m, self.dim) for name, weight in parameters.items()}
-
-    def _key(self, name: str, context: Context) -> tuple[str | int, ...]:
-        if isinstance(self.weights, str):
-            return ("weights",)
-        return ("weights", self.weights.index(context.selectors[name]))

@@ -25,8 +25,7 @@ class NetworkSlimming:
     """Ranks the channels of all batch normalizations together by |γ|.
 
     Args:
-        weights: the scales γ of batch normalizations; the shifts β beside them go along. A selector that ends in
-            `weight` needs no other for the shifts; one of another kind must select both.
+        weights: the scales γ of batch normalizations; the shifts β beside them go along.
         filters: the weights of the convolutions before them, whose filters then go with the channels; by default they
             stay as they are.
         floor: the fraction of each layer's channels that stays in any case, 0 to below 1; one channel always does. What
@@ -37,16 +36,9 @@ class NetworkSlimming:
     filters: Selectors | None = None
     floor: Share = 0
 
-    def __post_init__(self) -> None:
-        for key in ("weights", "filters"):
-            if getattr(self, key) in ("", []):
-                raise ArgumentError(key, message="selects nothing: name at least one parameter")
-
-    @property
-    def targets(self) -> list[str]:
-        scales = _listed(self.weights)
-        shifts = [_other(selector, "weight", "bias") for selector in scales]
-        return list(dict.fromkeys([*scales, *shifts, *_listed(self.filters)]))
+    def companions(self, parameters: Mapping[str, Parameter], context: Context) -> Mapping[str, str]:
+        """The shift beside each scale."""
+        return {shift: scale for scale, shift in _shifts(context.model).items() if scale in parameters}
 
     def sparsity(self, context: Context) -> float:
         """The fraction of all channels to prune now: what `FixedSparsity` or `GradualSparsity` adds."""
@@ -55,7 +47,7 @@ class NetworkSlimming:
     def check(self, parameters: Mapping[str, Parameter], context: Context) -> Iterator[ArgumentError]:
         """An error for each parameter that goes with no selected scale, and one if the layers must keep too many."""
         errors = [
-            ArgumentError(*self._key(context.selectors[name]), message=f"{name!r} {message}")
+            ArgumentError(*context.keys[name], message=f"{name!r} {message}")
             for name, message in _misfits(parameters, self._filters(parameters, context), context.model)
         ]
         yield from errors
@@ -84,15 +76,7 @@ class NetworkSlimming:
 
     def _filters(self, parameters: Iterable[str], context: Context) -> list[str]:
         """The parameters that `filters` selects."""
-        return [name for name in parameters if context.selectors[name] in _listed(self.filters)]
-
-    def _key(self, selector: str) -> tuple[str | int, ...]:
-        """Where a selector, or the one that it was made from, stands in the schedule."""
-        key = "filters" if selector in _listed(self.filters) else "weights"
-        given = getattr(self, key)
-        if isinstance(given, str):
-            return (key,)
-        return (key, given.index(selector if selector in given else _other(selector, "bias", "weight")))
+        return [name for name in parameters if context.keys[name][0] == "filters"]
 
 
 @dataclass(kw_only=True)
@@ -130,10 +114,8 @@ def _misfits(parameters: Mapping[str, Parameter], filters: list[str], model: Mod
             elif shape[:1] != [norm.numel()]:
                 yield name, f"has shape {shape}, and the batch normalization behind it {norm.numel()} channels"
         elif name in shifts:
-            shift = parameters.get(shifts[name])
-            if shift is None:
-                yield name, f"has shape {shape}, and its shift {shifts[name]!r} is not selected with it"
-            elif parameter.dim() != 1 or shift.shape != parameter.shape:
+            shift = parameters[shifts[name]]
+            if parameter.dim() != 1 or shift.shape != parameter.shape:
                 yield (
                     name,
                     f"has shape {shape}, and its shift {shifts[name]!r} {list(shift.shape)}: no scales of channels",
@@ -155,11 +137,3 @@ def _scales_of(model: Module) -> dict[str, str]:
     modules = dict(model.named_modules())
     pairs = [(modules[conv], modules[norm]) for conv, norm in following_batchnorms(model).items()]
     return {names[id(conv.weight)]: names[id(norm.weight)] for conv, norm in pairs if norm.affine}
-
-
-def _other(selector: str, ending: str, other: str) -> str:
-    return f"{selector.removesuffix(ending)}{other}" if selector.endswith(ending) else selector
-
-
-def _listed(selectors: Selectors | None) -> list[str]:
-    return [selectors] if isinstance(selectors, str) else list(selectors or ())

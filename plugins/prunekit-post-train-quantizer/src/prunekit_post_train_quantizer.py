@@ -81,7 +81,7 @@ class PostTrainLinearQuantizer(BitsQuantizer):
     def quantize(self, name: str, weight: Tensor, context: Context) -> Tensor:
         if self._floats(context) or not weight.numel():
             return weight
-        values, bits = weight.detach(), context.targets[name]
+        values, bits = weight.detach(), context.settings[name]
         numbers = weight_numbers(self.mode, bits, values, self.per_channel_wts)
         return self._back(numbers, self._whole(numbers, bits, values)) + (weight - values)
 
@@ -127,7 +127,7 @@ class PostTrainLinearQuantizer(BitsQuantizer):
         """Those of a weight's range, or of the ranges of its channels."""
         if not weight.numel():
             return None
-        values, bits = weight.detach(), context.targets[name]
+        values, bits = weight.detach(), context.settings[name]
         numbers = weight_numbers(self.mode, bits, values, self.per_channel_wts)
         return Integers(self._whole(numbers, bits, values), 1 / numbers.scale, -numbers.zero_point)
 

@@ -60,7 +60,7 @@ class QuantAwareTrainRangeLinearQuantizer(BitsQuantizer):
         if not weight.numel():
             return weight
         values = weight.detach()
-        numbers = weight_numbers(self.mode, context.targets[name], values, self.per_channel_wts)
+        numbers = weight_numbers(self.mode, context.settings[name], values, self.per_channel_wts)
         return numbers.round_trip(values) + (weight - values)
 
     def quantize_activation(self, name: str, output: Tensor, context: Context) -> Tensor:
@@ -73,7 +73,7 @@ class QuantAwareTrainRangeLinearQuantizer(BitsQuantizer):
         """Those of a weight's range, or of the ranges of its channels."""
         if not weight.numel():
             return None
-        numbers = weight_numbers(self.mode, context.targets[name], weight.detach(), self.per_channel_wts)
+        numbers = weight_numbers(self.mode, context.settings[name], weight.detach(), self.per_channel_wts)
         return Integers(numbers.whole(weight.detach()), 1 / numbers.scale, -numbers.zero_point)
 
     def levels(self, name: str, context: Context) -> Levels | None:

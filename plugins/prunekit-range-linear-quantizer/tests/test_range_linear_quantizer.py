@@ -23,7 +23,7 @@ SILENT = Trace(level="error")
 def context(bits: int, model: nn.Module | None = None) -> Context:
     """What a quantizer may know of a weight and an activation that are both called a."""
     model = model or nn.Module()
-    return Context(model, {}, Progress(0), Window(0, 1), {"a": bits}, {"a": "a"}, activations={"a": bits})
+    return Context(model, {}, Progress(0), Window(0, 1), {"a": bits}, {}, activations={"a": bits})
 
 
 def refused(**keys: Any) -> str:

@@ -11,7 +11,6 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import Parameter
 
-from prunekit import ArgumentError
 from prunekit.components import Context, Selectors, Sparsity
 from prunekit.pruning import Distribution, budgets, draws, drop_lowest, grow_highest, random_mask
 
@@ -50,14 +49,6 @@ class RigLPruner:
     seed: int = 0
     _started: bool = field(default=False, init=False, repr=False)
     _next: int = field(default=0, init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        if not self.weights:
-            raise ArgumentError("weights", message="selects nothing: name at least one parameter, or '*'")
-
-    @property
-    def targets(self) -> Selectors:
-        return self.weights
 
     def compute_masks(self, parameters: Mapping[str, Parameter], context: Context) -> Mapping[str, Tensor]:
         """Drawn masks for the parameters that have none yet."""

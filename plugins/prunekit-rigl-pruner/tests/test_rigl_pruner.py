@@ -98,7 +98,7 @@ def updated(weights: list[float], mask: list[bool], gradient: list[float], t: in
     net = Weights(*weights)
     net.w.grad = torch.tensor(gradient)
     masks, progress = {"w": torch.tensor(mask)}, Progress(t // 10, t % 10, 10)
-    context = Context(net, masks, progress, Window(0, 4), {"w": None}, {"w": "w"})
+    context = Context(net, masks, progress, Window(0, 4), {"w": None}, {})
     with torch.no_grad():
         chosen = pruner.observe({"w": net.w}, context) or masks
     return chosen["w"].tolist()
@@ -143,7 +143,7 @@ def test_a_regularizer_s_zeros_are_made_up_for_by_growing_more():
     pruner.load_state_dict({"started": True, "next": 0})
     net = Weights(*weights)
     net.w.grad = torch.tensor([0.0, 0.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0])
-    context = Context(net, {"w": torch.tensor(mask)}, Progress(0, 0, 10), Window(0, 4), {"w": None}, {"w": "w"})
+    context = Context(net, {"w": torch.tensor(mask)}, Progress(0, 0, 10), Window(0, 4), {"w": None}, {})
     assert pruner.observe({"w": net.w}, context)["w"].tolist() == [True, False, True] + [False] * 3 + [True, True]
 
 

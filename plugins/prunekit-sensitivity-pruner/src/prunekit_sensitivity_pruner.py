@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from prunekit import ArgumentError
-from prunekit.components import Context, NonNegative
+from prunekit.components import Context, NonNegative, PerParameter
 
 
 @dataclass
@@ -29,23 +28,15 @@ class SensitivityPruner:
             and pruned by itself.
     """
 
-    sensitivities: dict[str, NonNegative]
+    sensitivities: PerParameter[NonNegative]
     _sigmas: dict[str, float] = field(default_factory=dict, init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        if not self.sensitivities:
-            raise ArgumentError("sensitivities", message="selects nothing: name at least one parameter, or '*'")
-
-    @property
-    def targets(self) -> dict[str, float]:
-        return self.sensitivities
 
     def compute_masks(self, parameters: Mapping[str, Parameter], context: Context) -> Mapping[str, Tensor]:
         for name, weight in parameters.items():
             if name not in self._sigmas:
                 self._measure(name, weight, context)
         return {
-            name: weight.abs() > context.targets[name] * self._sigmas[name]
+            name: weight.abs() > context.settings[name] * self._sigmas[name]
             for name, weight in parameters.items()
             if name in self._sigmas
         }

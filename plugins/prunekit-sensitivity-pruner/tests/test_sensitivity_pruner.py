@@ -270,7 +270,7 @@ def test_what_makes_no_sense_is_refused_at_load(sensitivities, path, message):
 
 def mask_of(values: list[float], sensitivity: float) -> list[bool] | None:
     net = model(fc1=values)
-    context = Context(net, {}, Progress(0), Window(0, 1), {"fc1.weight": sensitivity}, {"fc1.weight": "*"})
+    context = Context(net, {}, Progress(0), Window(0, 1), {"fc1.weight": sensitivity}, {})
     masks = SensitivityPruner({"*": sensitivity}).compute_masks(dict(net.named_parameters()), context)
     return masks["fc1.weight"].tolist() if masks else None
 

@@ -10,7 +10,6 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import Parameter
 
-from prunekit import ArgumentError
 from prunekit.components import Context, Selectors, Sparsity
 from prunekit.pruning import Distribution, budgets, draws, drop_lowest, grow_highest, random_mask
 
@@ -43,14 +42,6 @@ class SETPruner:
     signs: Literal["apart", "together"] = "apart"
     seed: int = 0
     _moment: tuple[int, int] | None = field(default=None, init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        if not self.weights:
-            raise ArgumentError("weights", message="selects nothing: name at least one parameter, or '*'")
-
-    @property
-    def targets(self) -> Selectors:
-        return self.weights
 
     def compute_masks(self, parameters: Mapping[str, Parameter], context: Context) -> Mapping[str, Tensor]:
         """Drawn masks where there are none yet, then rewired ones: once for each moment, however often it is asked."""

@@ -51,7 +51,7 @@ def rewired(weights: list[float], mask: list[bool], epoch: int = 1, **keys: Any)
     pruner.load_state_dict({"moment": [0, -1]})
     net = nn.Module()
     net.w = nn.Parameter(torch.tensor(weights))
-    context = Context(net, {"w": torch.tensor(mask)}, Progress(epoch), Window(0, 9), {"w": None}, {"w": "w"})
+    context = Context(net, {"w": torch.tensor(mask)}, Progress(epoch), Window(0, 9), {"w": None}, {})
     return pruner.compute_masks({"w": net.w}, context)["w"].tolist()
 
 

@@ -12,7 +12,6 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import Parameter
 
-from prunekit import ArgumentError
 from prunekit.components import Context, Selectors, Sparsity
 from prunekit.pruning import prune_smallest_together
 
@@ -41,14 +40,6 @@ class SNIPPruner:
     _seen: int = field(default=0, init=False, repr=False)
     _initial: Tensors = field(default_factory=dict, init=False, repr=False)
     _gradients: Tensors = field(default_factory=dict, init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        if not self.weights:
-            raise ArgumentError("weights", message="selects nothing: name at least one parameter, or '*'")
-
-    @property
-    def targets(self) -> Selectors:
-        return self.weights
 
     def compute_masks(self, parameters: Mapping[str, Parameter], context: Context) -> Mapping[str, Tensor]:
         """None: they are chosen once, when the gradients are known, and stay."""

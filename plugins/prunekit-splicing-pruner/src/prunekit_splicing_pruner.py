@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from prunekit import ArgumentError
-from prunekit.components import Context, NonNegative
+from prunekit.components import Context, NonNegative, PerParameter
 
 
 class Statistics(NamedTuple):
@@ -39,22 +39,16 @@ class SplicingPruner:
         sensitivity_multiplier: how much s grows: e epochs after the window's first it is s * (1 + e * this).
     """
 
-    sensitivities: dict[str, NonNegative]
+    sensitivities: PerParameter[NonNegative]
     low_thresh_mult: NonNegative
     hi_thresh_mult: NonNegative
     sensitivity_multiplier: NonNegative = 0
     _statistics: dict[str, Statistics] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if not self.sensitivities:
-            raise ArgumentError("sensitivities", message="selects nothing: name at least one parameter, or '*'")
         if self.hi_thresh_mult < self.low_thresh_mult:
             what = f"must not be below low_thresh_mult {self.low_thresh_mult}, got {self.hi_thresh_mult}"
             raise ArgumentError("hi_thresh_mult", message=what)
-
-    @property
-    def targets(self) -> dict[str, float]:
-        return self.sensitivities
 
     def compute_masks(self, parameters: Mapping[str, Parameter], context: Context) -> Mapping[str, Tensor]:
         for name, weight in parameters.items():
@@ -74,7 +68,7 @@ class SplicingPruner:
 
     def _mask(self, name: str, weight: Tensor, context: Context) -> Tensor:
         epochs = context.window.elapsed(context.progress)
-        sensitivity = context.targets[name] * (1 + epochs * self.sensitivity_multiplier)
+        sensitivity = context.settings[name] * (1 + epochs * self.sensitivity_multiplier)
         mean, deviation = self._statistics[name]
         middle, magnitudes = mean + sensitivity * deviation, weight.abs()
         stays: Tensor = magnitudes >= middle * self.low_thresh_mult

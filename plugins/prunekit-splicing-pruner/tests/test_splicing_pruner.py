@@ -256,7 +256,7 @@ numbers = st.lists(st.integers(-20, 20).map(float), min_size=2, max_size=30)
 def chosen(values: list[float], masks: dict[str, Tensor], low: float, hi: float, s: float, epoch: int = 0) -> Any:
     net = model(w=values)
     pruner = SplicingPruner(sensitivities={"*": s}, low_thresh_mult=low, hi_thresh_mult=hi)
-    context = Context(net, masks, Progress(epoch), Window(0, 9), {"w.weight": s}, {"w.weight": "*"})
+    context = Context(net, masks, Progress(epoch), Window(0, 9), {"w.weight": s}, {})
     return pruner.compute_masks(dict(net.named_parameters()), context).get("w.weight")
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from prunekit import ArgumentError
-from prunekit.components import Context, NonNegative
+from prunekit.components import Context, NonNegative, PerParameter
 from prunekit.model import transposed
 from prunekit.pruning import Groups, fitting, groups_of
 
@@ -33,33 +33,25 @@ class StructureParameterPruner:
         threshold_criteria: what of a group is compared: the mean (`Mean_Abs`) or the largest (`Max`) magnitude.
     """
 
-    reg_regims: dict[str, tuple[NonNegative, GroupType]]
+    reg_regims: PerParameter[tuple[NonNegative, GroupType]]
     threshold_criteria: Literal["Mean_Abs", "Max"]
-
-    def __post_init__(self) -> None:
-        if not self.reg_regims:
-            raise ArgumentError("reg_regims", message="names no parameter")
-
-    @property
-    def targets(self) -> Mapping[str, tuple[float, GroupType]]:
-        return self.reg_regims
 
     def check(self, parameters: Mapping[str, Parameter], context: Context) -> Iterator[ArgumentError]:
         """One error for each parameter that has no such groups."""
         turned = transposed(context.model)
         for name, weight in parameters.items():
-            _, group = context.targets[name]
+            _, group = context.settings[name]
             if not fitting(weight, [group]):
                 message = f"{name!r} has shape {list(weight.shape)} and no groups {group!r}; {_fitting(weight)}"
-                yield ArgumentError("reg_regims", context.selectors[name], message=message)
+                yield ArgumentError(*context.keys[name], message=message)
             elif (kind := turned.get(name)) and not {"2D", "4D"}.issuperset(group.split("+")):
                 message = f"{name!r} belongs to a {kind}: its dimension 0 is inputs, and {group!r} takes it for outputs"
-                yield ArgumentError("reg_regims", context.selectors[name], message=message)
+                yield ArgumentError(*context.keys[name], message=message)
 
     def compute_masks(self, parameters: Mapping[str, Parameter], context: Context) -> Mapping[str, Tensor]:
         masks = {}
         for name, weight in parameters.items():
-            threshold, group = context.targets[name]
+            threshold, group = context.settings[name]
             (groups,) = groups_of(weight, group)
             masks[name] = groups.spread(self._magnitudes(weight, groups) > threshold)
         return masks

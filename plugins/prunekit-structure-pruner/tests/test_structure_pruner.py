@@ -170,7 +170,7 @@ def test_what_does_not_fit_is_refused_at_load_with_its_position(tmp_path: Path) 
         f"7:13 {where}.fc.*: 'fc.bias' has shape [3] and no groups '3D'; a vector has no groups at all",
         f"8:20 {where}.conv.weight: 'conv.weight' has shape [2, 2, 1, 2] and no groups 'Rows'; it has {convolution}",
     ]
-    assert problems("      {}") == [f"7:7 {where}: names no parameter"]
+    assert problems("      {}") == [f"7:7 {where}: selects nothing: name at least one parameter, or '*'"]
 
 
 @pytest.mark.parametrize("group", ["Rows+Cols", "Channels+4D"])
@@ -197,7 +197,7 @@ INSIDE |= {"Rows": (1,), "Cols": (0,)}
 
 def chosen(weight: Tensor, group: Any, threshold: float, criteria: Any) -> Tensor:
     pruner = StructureParameterPruner(reg_regims={"w": (threshold, group)}, threshold_criteria=criteria)
-    context = Context(nn.Identity(), {}, Progress(0), Window(0, 1), {"w": (threshold, group)}, {"w": "w"})
+    context = Context(nn.Identity(), {}, Progress(0), Window(0, 1), {"w": (threshold, group)}, {})
     return pruner.compute_masks({"w": nn.Parameter(weight)}, context)["w"]
 
 

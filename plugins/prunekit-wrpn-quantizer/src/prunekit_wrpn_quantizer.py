@@ -26,14 +26,14 @@ class WRPNQuantizer(BitsQuantizer):
         yield from self.must_have(2, modules, ("weights", "bias"), "of one bit the sign leaves none")
 
     def quantize(self, name: str, weight: Tensor, context: Context) -> Tensor:
-        return rounded(weight.clamp(-1, 1), 2 ** (context.targets[name] - 1) - 1)
+        return rounded(weight.clamp(-1, 1), 2 ** (context.settings[name] - 1) - 1)
 
     def quantize_activation(self, name: str, output: Tensor, context: Context) -> Tensor:
         return rounded(output.clamp(0, 1), 2 ** context.activations[name] - 1)
 
     def integers(self, name: str, weight: Tensor, context: Context) -> Integers:
         """From 1 - 2^(bits - 1) to 2^(bits - 1) - 1."""
-        steps = 2 ** (context.targets[name] - 1) - 1
+        steps = 2 ** (context.settings[name] - 1) - 1
         scale = weight.new_tensor(1 / steps)
         return Integers((weight.detach().clamp(-1, 1) * steps).round(), scale, weight.new_zeros(()))
 

@@ -1,7 +1,7 @@
 """Policies: one component and its window, as hook implementations that return effects and change nothing."""
 
-from prunekit.components.pruner import PrunerArgs
-from prunekit.components.regularizer import RegularizerArgs
+from prunekit.components.pruner import PrunerArguments
+from prunekit.components.regularizer import RegularizerArguments
 from prunekit.engine.policies.learning_rate import LRPolicy
 from prunekit.engine.policies.policy import HookPolicy, Policy
 from prunekit.engine.policies.pruning import PruningPolicy
@@ -12,10 +12,10 @@ __all__ = [
     "HookPolicy",
     "LRPolicy",
     "Policy",
-    "PrunerArgs",
+    "PrunerArguments",
     "PruningPolicy",
     "QuantizationPolicy",
     "RegularizationPolicy",
-    "RegularizerArgs",
+    "RegularizerArguments",
     "drops_weights",
 ]

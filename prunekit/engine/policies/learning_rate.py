@@ -9,6 +9,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from prunekit.components.effects import Effect, SetLearningRates
+from prunekit.components.kinds import LR_SCHEDULER
 from prunekit.engine.learning_rate import LearningRateSchedule
 from prunekit.engine.policies.policy import Policy
 from prunekit.progress import Progress
@@ -18,6 +19,7 @@ from prunekit.progress import Progress
 class LRPolicy(Policy):
     """Sets the learning rate of the next epoch when an active one ends, and of epoch 0 before it begins."""
 
+    kind = LR_SCHEDULER
     component: LearningRateSchedule
 
     def hooks(self, progress: Progress) -> Iterable[tuple[str, Callable[..., Any]]]:

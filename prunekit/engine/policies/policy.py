@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.nn import Module, Parameter
 
 from prunekit.components.context import Context
-from prunekit.components.kinds import Kind
+from prunekit.components.kinds import EXTENSION, Kind
 from prunekit.components.origin import Origin
 from prunekit.plugins.hooks import Implementations
 from prunekit.progress import Progress, Window
@@ -23,26 +23,26 @@ class Policy:
 
     Attributes:
         index: its place in the schedule's list.
-        kind: of the component.
+        kind: of its components.
         name: the component's instance name.
         component: the object made from the schedule's section.
         origin: by whose hand its effects are.
         window: when it acts.
         parameters: what it owns, by name.
-        targets: parameter name -> the setting of the selector that chose it.
-        selectors: parameter name -> that selector.
+        settings: parameter name -> the setting of the selector that chose it.
+        keys: parameter name -> where that selector stands among the component's keys.
         warn: where a component's warnings go.
     """
 
+    kind: ClassVar[Kind]
     index: int
-    kind: Kind
     name: str
     component: Any
     origin: Origin
     window: Window
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
-    targets: Mapping[str, Any] = field(default_factory=dict)
-    selectors: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    keys: Mapping[str, tuple[str | int, ...]] = field(default_factory=dict)
     warn: Callable[..., None] = lambda message, **values: None
     _implementations: dict[tuple[str, ...], Implementations] = field(default_factory=dict)
 
@@ -71,7 +71,7 @@ class Policy:
     def context(self, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> Context:
         """What its component may know."""
         warn = partial(self.warn, **self.origin._asdict(), **progress.trace_keys())
-        return Context(model, masks, progress, self.window, self.targets, self.selectors, warn)
+        return Context(model, masks, progress, self.window, self.settings, self.keys, warn)
 
     def state_dict(self) -> dict[str, Any]:
         """What the policy itself must remember across a resume."""
@@ -84,3 +84,5 @@ class Policy:
 @dataclass(eq=False)
 class HookPolicy(Policy):
     """A component that acts through hooks of its own: an extension."""
+
+    kind = EXTENSION

@@ -14,7 +14,8 @@ from torch.utils.hooks import RemovableHandle
 
 from prunekit.components.context import Context
 from prunekit.components.effects import DropMasks, Effect, KeepMasks, SetMasks, SetWeights
-from prunekit.components.pruner import Listening, Observing, Pruner, PrunerArgs, Reconstructing, Scaling
+from prunekit.components.kinds import PRUNER
+from prunekit.components.pruner import Listening, Observing, Pruner, PrunerArguments, Reconstructing, Scaling
 from prunekit.engine.policies.answers import chosen_masks, hands_off, must_own
 from prunekit.engine.policies.policy import Policy
 from prunekit.model.folding import folded_weight
@@ -29,8 +30,9 @@ class PruningPolicy(Policy):
     follows; `batchnorms` holds it by parameter name. The mask applies to the weights as they are.
     """
 
+    kind = PRUNER
     component: Pruner
-    args: PrunerArgs = field(default_factory=PrunerArgs)
+    args: PrunerArguments = field(default_factory=PrunerArguments)
     batchnorms: Mapping[str, Module] = field(default_factory=dict)
     _started: bool = False
     _gradient_hooks: list[RemovableHandle] = field(default_factory=list)

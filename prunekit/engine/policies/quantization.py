@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from prunekit.components.context import Context
+from prunekit.components.kinds import QUANTIZER
 from prunekit.components.quantizer import Quantizer
 from prunekit.engine.policies.policy import Policy
 from prunekit.progress import Progress
@@ -29,6 +30,7 @@ class QuantizationPolicy(Policy):
         untraceable: modules whose activation functions can't be found, with the reason.
     """
 
+    kind = QUANTIZER
     component: Quantizer
     activations: Mapping[str, int] = field(default_factory=dict)
     bits: Mapping[str, Mapping[str, int | str | None]] = field(default_factory=dict)

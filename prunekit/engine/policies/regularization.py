@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn import Module
 
 from prunekit.components.effects import Effect, ZeroWeights
+from prunekit.components.kinds import REGULARIZER
 from prunekit.components.loss_term import LossTerm
-from prunekit.components.regularizer import Regularizer, RegularizerArgs
+from prunekit.components.regularizer import Regularizer, RegularizerArguments
 from prunekit.engine.policies.answers import chosen_masks
 from prunekit.engine.policies.policy import Policy
 from prunekit.progress import Progress
@@ -21,8 +22,9 @@ from prunekit.progress import Progress
 class RegularizationPolicy(Policy):
     """Adds a regularizer's penalty to the loss, and drops weights after the step where it has a threshold."""
 
+    kind = REGULARIZER
     component: Regularizer
-    args: RegularizerArgs = field(default_factory=RegularizerArgs)
+    args: RegularizerArguments = field(default_factory=RegularizerArguments)
 
     def hooks(self, progress: Progress) -> Iterable[tuple[str, Callable[..., Any]]]:
         if not self.window.is_active(progress):

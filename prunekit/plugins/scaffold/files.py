@@ -13,13 +13,13 @@ from uuid import uuid4
 import yaml
 from packaging.version import Version
 
+from prunekit.components.kinds import KINDS, LR_SCHEDULER
 from prunekit.errors import PluginError
-from prunekit.plugins.entry_points import GROUPS, LISTENERS, this_version
+from prunekit.plugins.entry_points import LISTENERS, this_version
 from prunekit.plugins.scaffold.names import Names
 
 LISTENER = "listener"
-_GROUPS = {LISTENER: LISTENERS, **{str(kind): group for kind, group in GROUPS.items()}}
-_WHAT: dict[str, str] = {"lr_scheduler": "An LR scheduler", "extension": "An extension"}
+_GROUPS = {LISTENER: LISTENERS, **{name: kind.group for name, kind in KINDS.items()}}
 
 
 def files_of(names: Names, kind: str) -> dict[str, str]:
@@ -80,7 +80,7 @@ def _values(names: Names, kind: str) -> dict[str, str]:
         "module": names.module,
         "class_name": names.class_name,
         "class_in_yaml": _yaml(names.class_name),
-        "description": f"{_WHAT.get(kind, f'A {kind}')} for prunekit.",
+        "description": f"{_title(kind)} for prunekit.",
         "requirement": requirement(),
         "group": json.dumps(_GROUPS[kind]),
         "entry": names.listener if kind == LISTENER else names.class_name,
@@ -95,3 +95,9 @@ def _yaml(word: str) -> str:
 def _filled(template: str, values: Mapping[str, str]) -> str:
     file = resources("prunekit.plugins.scaffold").joinpath("templates", f"{template}.txt")
     return Template(file.read_text(encoding="utf-8")).substitute(values)
+
+
+def _title(kind: str) -> str:
+    """What the description of a distribution begins with."""
+    described = KINDS[kind].described if kind in KINDS else f"a {kind}"
+    return f"A{described[1:]}".replace(LR_SCHEDULER.name, "LR scheduler")
