@@ -27,6 +27,7 @@ from prunekit import (
     load_plugins,
     train,
 )
+from prunekit.components import Selectors
 from prunekit.plugins.listeners import Listener
 from prunekit.pruning import prune_lowest
 
@@ -171,8 +172,7 @@ class Offers:
     class Quarter:
         """Prunes a quarter."""
 
-        def __init__(self, weights: list[str]) -> None:
-            self.targets = weights
+        def __init__(self, weights: Selectors) -> None: ...
 
         def compute_masks(self, parameters: Any, context: Any) -> Any:
             return {name: prune_lowest(weight.abs(), 0.25) for name, weight in parameters.items()}
