@@ -56,6 +56,7 @@ from prunekit import (
     hookimpl,
     hookspecs,
 )
+from prunekit.components.effects import effect_names
 from prunekit.plugins.hooks import HOOKS
 from prunekit.schedule.yaml_source import Source
 from prunekit.trace import LEVELS, read
@@ -326,6 +327,32 @@ def test_every_hook_has_a_heading_and_its_exact_signature() -> None:
             assert names == list(inspect.signature(getattr(hookspecs, function.name)).parameters)
 
 
+RETURNED = {
+    "Effect | list[Effect] | None": "effects",
+    "LossTerm | list[LossTerm] | None": "loss terms",
+    "str | None": "a reason, as text",
+    "None": "nothing",
+    "type | None": "a class",
+    "Iterable[str] | None": "names",
+}
+
+
+def test_the_table_of_hooks_says_what_their_marks_say() -> None:
+    rows = {row[0].strip("`"): row[1:] for row in table(ROOT / "docs" / "hooks.md", "hook")}
+    expected = {}
+    for hook, role in HOOKS.items():
+        returned = RETURNED[inspect.signature(getattr(hookspecs, hook)).return_annotation]
+        order, wrap = ("yes" if option in role.options else "no" for option in ("tryfirst", "wrapper"))
+        veto = {"effects": "its masks may be vetoed", "a reason, as text": "this is the veto"}.get(returned, "no")
+        expected[hook] = [role.name, returned, order, wrap, veto]
+    assert rows == expected
+
+
+def test_the_effects_that_may_be_returned_are_those_on_the_page() -> None:
+    rows = table(ROOT / "docs" / "hooks.md", "effect")
+    assert [row[0].strip("`").partition("(")[0] for row in rows] == effect_names()
+
+
 def test_every_public_name_and_method_is_on_the_python_page() -> None:
     text = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
     members = [name for name, _ in inspect.getmembers_static(CompressionScheduler) if name[0] != "_"]
@@ -350,9 +377,13 @@ def test_every_line_that_the_code_can_write_is_on_the_page_of_the_trace() -> Non
 
 
 def events_of(tree: ast.Module) -> Iterator[str]:
-    """The constants that stand where an event is expected: in calls of the trace, and of functions with an `event`."""
+    """The constants that stand where an event is expected: in calls of the trace, and of what has an `event`."""
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
     places = {f.name: [argument.arg for argument in f.args.args if argument.arg != "self"] for f in functions}
+    classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    places |= {
+        c.name: [ast.unparse(field.target) for field in c.body if isinstance(field, ast.AnnAssign)] for c in classes
+    }
     for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
         function, _, name = ast.unparse(call.func).rpartition(".")
         of_trace = function.endswith("trace") and name in LEVELS
@@ -415,6 +446,8 @@ def test_the_lines_of_a_run_have_the_level_and_the_keys_that_the_page_says(tmp_p
     plugins = {"plugin broken", "plugin changed", "plugin left out"}
     from_elsewhere = {
         "effects undone",
+        "effects not undone",
+        "results changed",
         "modules quantized",
         "pruning vetoed",
         "schedule",
