@@ -22,6 +22,8 @@ from prunekit.testing.runs import MINIBATCHES, WINDOW, Run, batches, differences
 from prunekit.testing.subject import Subject
 
 PROCESSES = 2
+PRELOADED = ["prunekit.testing.process_laws", "torch.nn.parallel", "torch._dynamo"]
+"""What new processes are forked with. torch's optimizers import `torch._dynamo` at their first step, for a second."""
 TIMEOUT = 120
 """Seconds after which processes that wait for each other are given up."""
 
@@ -56,7 +58,7 @@ def _in_processes(subject: Subject, folder: Path) -> list[dict[str, Any]]:
     methods = multiprocessing.get_all_start_methods()
     context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if "forkserver" in methods:
-        context.set_forkserver_preload(["prunekit.testing.process_laws"])
+        context.set_forkserver_preload(PRELOADED)
     ranks = range(PROCESSES)
     processes = [context.Process(target=_train, args=(subject, rank, str(folder)), daemon=True) for rank in ranks]
     with _without_main():
