@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,8 @@ def _in_processes(subject: Subject, folder: Path) -> list[dict[str, Any]]:
     if "forkserver" in methods:
         context.set_forkserver_preload(PRELOADED)
     ranks = range(PROCESSES)
-    processes = [context.Process(target=_train, args=(subject, rank, str(folder)), daemon=True) for rank in ranks]
+    bare = replace(subject, remembered={})
+    processes = [context.Process(target=_train, args=(bare, rank, str(folder)), daemon=True) for rank in ranks]
     with _without_main():
         for process in processes:
             process.start()

@@ -27,7 +27,7 @@ class Subject:
     """A component's class, or what a listener's entry point gives: a class, a module or an object.
 
     `arguments` are the YAML keys that instances are made with; `given` says that they were not made up. `folder` is
-    where the runs of a listener may write.
+    where the runs of a listener may write. `remembered` is what laws have found out for each other.
     """
 
     target: Any
@@ -38,6 +38,7 @@ class Subject:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     given: bool = False
     folder: str | None = None
+    remembered: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def cls(self) -> type:
