@@ -18,7 +18,7 @@ from torch import distributed
 from torch.nn import Module
 from torch.nn.parallel import DistributedDataParallel
 
-from prunekit.testing.laws import ACTING, Broken, NotApplicable, law, listed, must
+from prunekit.testing.laws import ACTING, Broken, NotApplicable, law, listed, must, traceback_of
 from prunekit.testing.runs import MINIBATCHES, WINDOW, Run, batches, differences
 from prunekit.testing.subject import Subject
 
@@ -38,7 +38,9 @@ def two_processes(subject: Subject) -> None:
     with tempfile.TemporaryDirectory(prefix="prunekit-") as folder:
         one, other = outcomes = _in_processes(subject, Path(folder))
     for rank, outcome in enumerate(outcomes):
-        must("error" not in outcome, "two processes that come to an end", f"process {rank}: {outcome.get('error')}")
+        if "error" in outcome:
+            told = f"process {rank}: {outcome['error']}"
+            raise Broken("two processes that come to an end", told, outcome.get("traceback", ""))
     found = list(differences(one, other))
     must(not found, "the same weights, masks and memories in both", listed(found))
 
@@ -103,7 +105,7 @@ def _train(subject: Subject, rank: int, folder: str) -> None:
     try:
         outcome = _outcome(subject, rank, folder)
     except Exception as error:
-        outcome = {"error": f"{type(error).__name__}: {error}"}
+        outcome = {"error": f"{type(error).__name__}: {error}", "traceback": traceback_of(error)}
     torch.save(outcome, Path(folder) / f"{rank}.pt")
 
 
