@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -121,6 +122,16 @@ class CompressionScheduler:
     def masks(self) -> Mapping[str, Tensor]:
         """Parameter name -> boolean mask (True keeps), for the parameters that have one."""
         return self._masks
+
+    @property
+    def policies(self) -> Sequence[Policy]:
+        """The policies in the order of the schedule: what each owns, its window and its component."""
+        return tuple(self._policies)
+
+    @property
+    def components(self) -> Mapping[str, Any]:
+        """The object made of each section, by the section's place: `pruners.my_pruner`."""
+        return MappingProxyType(self._components)
 
     @property
     def quantized(self) -> QuantizedForward:

@@ -306,7 +306,7 @@ def test_a_components_own_hooks_are_live_while_its_window_is_open() -> None:
         assert loss.item() == (4.0 if 1 <= epoch <= 5 else 2.0)
         scheduler.on_minibatch_end(epoch, 0, 1)
         scheduler.on_epoch_end(epoch)
-    counts = scheduler._components["extensions.c"]
+    counts = scheduler.components["extensions.c"]
     assert counts.heard == [Progress(epoch, 0, 1, step=epoch, minibatch_of_step=0) for epoch in range(1, 6)]
 
 

@@ -121,7 +121,7 @@ class Net:
         self.floats = dict(self.model.named_parameters())
         self.optimizer = torch.optim.SGD(self.floats.values(), **settings)
         self.scheduler = CompressionScheduler(schedule_of(name), self.model, self.optimizer, trace=SILENT)
-        (self.policy,) = self.scheduler._policies
+        (self.policy,) = self.scheduler.policies
         self.names = [key.removeprefix("param/") for key in self.data if key.startswith("param/")]
 
     def parameter(self, recorded: str) -> Tensor:
@@ -223,7 +223,7 @@ def test_an_override_reaches_what_it_reaches_in_the_reference_and_more_as_a_glob
         with pytest.raises(ScheduleError, match=r"matches no module|has no weights"):
             CompressionScheduler.from_dict(schedule, QNet(), trace=SILENT)
         return
-    (policy,) = CompressionScheduler.from_dict(schedule, QNet(), trace=SILENT)._policies
+    (policy,) = CompressionScheduler.from_dict(schedule, QNet(), trace=SILENT).policies
     got = {name: bits["weights"] for name, bits in policy.bits.items() if bits["by"].endswith(pattern)}
     assert got == {name: bits[1] for name, bits in expected.items() if bits[1]}
     left_alone = {"relu1", "block1.relu", "final_relu"} - set(policy.activations)

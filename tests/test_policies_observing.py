@@ -83,7 +83,7 @@ def run_of(
 
 
 def component_of(run: CompressionScheduler) -> Any:
-    return run._components["pruners.p"]
+    return run.components["pruners.p"]
 
 
 def hooks_of(model: nn.Module) -> int:

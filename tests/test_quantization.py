@@ -185,7 +185,7 @@ def test_what_the_forward_pass_uses_is_current_after_each_step_and_when_an_epoch
 
     run = Run(quantizing(when=between(0, 2)))
     run.scheduler.on_epoch_begin(0)
-    (policy,) = run.scheduler._policies
+    (policy,) = run.scheduler.policies
     for minibatch in range(MINIBATCHES):
         run.step(0, minibatch)
         for name, weight in run.floats.items():
@@ -302,7 +302,7 @@ def test_a_schedule_fits_a_wrapped_model_and_its_state_a_bare_one() -> None:
     wrapped = Run(quantizing("PACTQuantizer", between(0, 4), act_clip_init_val=1.0, **keys), nn.DataParallel)
     bare = Run(wrapped.schedule)
     assert same_floats(wrapped.train(0, 1), bare.train(0, 1))
-    assert set(wrapped.scheduler._policies[0].bits) == {f"module.{name}" for name in bare.scheduler._policies[0].bits}
+    assert set(wrapped.scheduler.policies[0].bits) == {f"module.{name}" for name in bare.scheduler.policies[0].bits}
     moved = wrapped.resumed(wrap=lambda model: model)
     assert torch.equal(moved.evaluate(), bare.evaluate())
     assert same_floats(moved.train(2, 3), bare.train(2, 3))
@@ -529,7 +529,7 @@ def test_a_compiled_network_sees_each_window_open_and_close(class_: str, how: st
 
 def test_a_group_for_an_optimizer_that_knows_names_has_names() -> None:
     run = Run(quantizing("PACTQuantizer", bits_activations=4))
-    (policy,) = run.scheduler._policies
+    (policy,) = run.scheduler.policies
     named = policy.parameter_group(run.model, named=True)["params"]
     assert [name for name, _ in named] == ["q.0", "q.1"]
     optimizer = torch.optim.SGD(run.bare.named_parameters(), lr=0.1)

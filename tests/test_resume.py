@@ -192,7 +192,7 @@ def test_a_run_that_is_resumed_within_an_epoch_begins_with_its_first_event(event
         schedule = Schedule([component], [PolicySpec("extension", "c", Window(0, 3))])
         plugins = replace(load_plugins(), listeners=(Listener("hears", "hears", "1", listener),))
         scheduler = CompressionScheduler(schedule, MLP(), trace=SILENT, plugins=plugins)
-        return scheduler, listener, scheduler._components["extensions.c"]
+        return scheduler, listener, scheduler.components["extensions.c"]
 
     first, _, _ = begin()
     first.on_epoch_begin(1)

@@ -12,11 +12,13 @@ from typing import Any, ClassVar
 import pytest
 import torch
 import wrong_components
-from wrong_components import Compounds, Gambler, Penalty, Right, TiesGoTogether
+from wrong_components import Compounds, Fails, Gambler, Penalty, Right, TiesGoTogether
 
 from prunekit import PluginError, hookimpl
 from prunekit.errors import PrunekitError
 from prunekit.testing import LAWS, LawsBroken, TinyNet, check_component, epochs_under_card
+from prunekit.testing.laws import traceback_of
+from prunekit.testing.subject import find_subject
 
 WRONG = [cls for cls in vars(wrong_components).values() if inspect.isclass(cls) and "breaks" in vars(cls)]
 ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -74,6 +76,71 @@ def test_a_failure_says_which_law_what_was_expected_what_came_and_how_to_see_it_
     )
 
 
+def test_an_exception_is_told_with_the_lines_of_the_component_that_it_comes_from() -> None:
+    with pytest.raises(LawsBroken) as error:
+        check_component(Fails, sparsity=0.5, weights="fc2.weight", laws=["runs"])
+    assert str(error.value) == (
+        "Fails breaks 1 of 1 laws\n"
+        "\n"
+        "runs: It takes part in a training from the first epoch to the last\n"
+        "  expected: no exception\n"
+        "  got:      RuntimeError: not this epoch\n"
+        "            raised in on_epoch_begin by Fails 'subject', policies[0], wrong_components\n"
+        "  raised at:\n"
+        f'    File "{wrong_components.__file__}", line {line_of("not this epoch")}, in compute_masks\n'
+        '      raise RuntimeError("not this epoch")\n'
+        "  reproduce:\n"
+        "    from prunekit.testing import check_component\n"
+        "    from wrong_components import Fails\n"
+        "    check_component(Fails, laws=['runs'], sparsity=0.5, weights='fc2.weight')"
+    )
+
+
+@pytest.mark.parametrize(
+    ("cls", "law", "place"),
+    [
+        (wrong_components.NeedsAMaximum, "odd_parameters", "weight.abs().max()"),
+        (wrong_components.FailsInCompany, "two_processes", "alone I would"),
+    ],
+)
+def test_where_an_exception_was_raised_is_told_too_of_one_that_a_law_met_on_its_way(
+    cls: type, law: str, place: str
+) -> None:
+    with pytest.raises(LawsBroken) as error:
+        check_component(cls, sparsity=0.5, weights="fc2.weight", laws=[law])
+    (failure,) = error.value.report.broken
+    first = failure.traceback.partition("\n")[0].strip()
+    assert first == f'File "{wrong_components.__file__}", line {line_of(place)}, in compute_masks'
+
+
+def test_the_causes_of_an_exception_are_told_and_the_way_of_one_that_no_component_raised() -> None:
+    def fail() -> None:
+        try:
+            int("x")
+        except ValueError as error:
+            raise RuntimeError("no number") from error
+
+    with pytest.raises(RuntimeError) as error:
+        fail()
+    lines = traceback_of(error.value).splitlines()
+    assert [line.strip() for line in lines if "File" not in line and "^" not in line] == [
+        "fail()",
+        'raise RuntimeError("no number") from error',
+        "caused by ValueError: invalid literal for int() with base 10: 'x'",
+        'int("x")',
+    ]
+    with pytest.raises(PrunekitError) as error:
+        find_subject("nothing", None, {})
+    assert "in find_subject" in traceback_of(error.value)
+
+
+def line_of(text: str) -> int:
+    """The number of the line of the wrong components that holds a text."""
+    lines = Path(wrong_components.__file__).read_text().splitlines()
+    (number,) = (number for number, line in enumerate(lines, 1) if text in line)
+    return number
+
+
 def test_the_three_lines_reproduce_it(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(LawsBroken) as first:
         check_component(Compounds, sparsity=0.5, weights="fc1.weight", laws=["idempotent"])
@@ -104,6 +171,8 @@ def test_a_basic_law_that_is_broken_ends_the_check() -> None:
             "no plugin is called 'AutomatedGradualPrunr'; did you mean 'AutomatedGradualPruner'?",
         ),
         ("AutomatedGradualPruner", {"kind": "regularizer"}, "no regularizer is called 'AutomatedGradualPruner'"),
+        ("wrong_components:Wrong", {}, "no plugin is called 'wrong_components:Wrong'"),
+        ("no_package.module:Right", {}, "no plugin is called 'no_package.module:Right'"),
         (Right, {"sparcity": 0.5}, "Right can't be made with sparcity=0.5: sparcity: Right has no argument 'sparcity'"),
         ("PolynomialLR", {}, "these were made up from the types: give it others"),
         (wrong_components.ChangesTheGraph, {"kind": "pruner"}, "is no pruner: it has no compute_masks()"),
@@ -173,6 +242,14 @@ def test_pytest_shows_a_broken_law_as_it_is_told(tmp_path: Path) -> None:
     result = pytest_in(tmp_path, *options)
     assert result.returncode == 4
     assert "PolynomialLR needs exactly one of 'T_max' and 'total_iters', got both" in result.stderr
+
+
+def test_pytest_shows_where_a_component_failed(tmp_path: Path) -> None:
+    options = ("--prunekit-component", "wrong_components:Fails", "-k", "runs")
+    result = pytest_in(tmp_path, *options, "-o", f"pythonpath={Path(__file__).parent}")
+    assert result.returncode == 1, result.stdout
+    assert f"line {line_of('not this epoch')}, in compute_masks" in result.stdout
+    assert "check_component(Fails, laws=['runs'], sparsity=0.25, weights='*.weight')" in result.stdout
 
 
 def test_starting_pytest_imports_no_torch(tmp_path: Path) -> None:

@@ -343,6 +343,17 @@ class FollowsItsRank(Right):
         return {name: prune_lowest(weight.abs() * (-1) ** rank, self.sparsity) for name, weight in parameters.items()}
 
 
+class FailsInCompany(Right):
+    """Raises where it is not alone."""
+
+    breaks = ("two_processes",)
+
+    def compute_masks(self, parameters: Weights, context: Context) -> Weights:
+        if distributed.is_initialized():
+            raise RuntimeError("alone I would")
+        return super().compute_masks(parameters, context)
+
+
 class ComparesAll(Right):
     """Each weight with each other one."""
 

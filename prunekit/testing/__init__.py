@@ -13,15 +13,40 @@ if TYPE_CHECKING:
     from prunekit.testing.card import epochs_under_card as epochs_under_card
     from prunekit.testing.check import LAWS as LAWS, check_component as check_component
     from prunekit.testing.laws import LawsBroken as LawsBroken, Report as Report
-    from prunekit.testing.tiny import TinyNet as TinyNet, application as application
+    from prunekit.testing.masks import groups_gone as groups_gone, weights_model as weights_model
+    from prunekit.testing.ranked import (
+        RankedCountTests as RankedCountTests,
+        RankedOrderTests as RankedOrderTests,
+        RankedPrunerTests as RankedPrunerTests,
+    )
+    from prunekit.testing.ranked_structures import RankedStructureTests as RankedStructureTests
+    from prunekit.testing.tiny import ConvNet as ConvNet, TinyNet as TinyNet, application as application
 
-__all__ = ["LAWS", "LawsBroken", "Report", "TinyNet", "application", "check_component", "epochs_under_card"]
+__all__ = [
+    "LAWS",
+    "ConvNet",
+    "LawsBroken",
+    "RankedCountTests",
+    "RankedOrderTests",
+    "RankedPrunerTests",
+    "RankedStructureTests",
+    "Report",
+    "TinyNet",
+    "application",
+    "check_component",
+    "epochs_under_card",
+    "groups_gone",
+    "weights_model",
+]
 
 _HOMES = {
     "card": "epochs_under_card",
     "check": "LAWS check_component",
     "laws": "LawsBroken Report",
-    "tiny": "TinyNet application",
+    "masks": "groups_gone weights_model",
+    "ranked": "RankedCountTests RankedOrderTests RankedPrunerTests",
+    "ranked_structures": "RankedStructureTests",
+    "tiny": "ConvNet TinyNet application",
 }
 """Where each name lives. It is imported when it is asked for: pytest loads this package at every start."""
 

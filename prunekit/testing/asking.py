@@ -11,13 +11,14 @@ from torch import Tensor
 
 from prunekit.components.context import Context
 from prunekit.components.pruner import Observing
+from prunekit.progress import Progress
 from prunekit.quantization.catalog import INPUT
 from prunekit.testing.laws import QUANTIZER, REGULARIZER, NotApplicable
 from prunekit.testing.runs import MINIBATCHES, WINDOW, Run, reseed
 
 
-def masks_of(run: Run) -> Mapping[str, Tensor]:
-    """The masks that the component would choose now.
+def masks_of(run: Run, moment: Progress | None = None) -> Mapping[str, Tensor]:
+    """The masks that the component would choose now, or at another moment.
 
     Raises:
         NotApplicable: it is none that makes masks.
@@ -26,17 +27,17 @@ def masks_of(run: Run) -> Mapping[str, Tensor]:
     if not hasattr(component, "compute_masks") or not getattr(component, "thresholds", True):
         raise NotApplicable("it makes no masks")
     with torch.no_grad():
-        masks: Mapping[str, Tensor] = component.compute_masks(policy.parameters, context_of(run))
+        masks: Mapping[str, Tensor] = component.compute_masks(policy.parameters, context_of(run, moment))
     return masks
 
 
-def observed_masks_of(run: Run) -> Mapping[str, Tensor]:
-    """The masks that a pruner which looks at gradients would set now: none where it is no such pruner."""
+def observed_masks_of(run: Run, moment: Progress | None = None) -> Mapping[str, Tensor]:
+    """The masks that a pruner which looks at gradients would set: none where it is no such pruner."""
     if not isinstance(run.component, Observing):
         return {}
     make_up_gradients(run)
     with torch.no_grad():
-        return run.component.observe(run.policy.parameters, context_of(run)) or {}
+        return run.component.observe(run.policy.parameters, context_of(run, moment)) or {}
 
 
 def make_up_gradients(run: Run) -> None:
@@ -67,15 +68,15 @@ def quantized_activations_of(run: Run, dtype: torch.dtype = torch.float32) -> It
         yield name, run.component.quantize_activation(name, given, context_of(run)), made_up
 
 
-def context_of(run: Run) -> Context:
-    """What the component may know now."""
-    context: Context = run.policy.context(run.model, run.scheduler.masks, run.scheduler.progress)
+def context_of(run: Run, moment: Progress | None = None) -> Context:
+    """What the component may know now, or at another moment."""
+    context: Context = run.policy.context(run.model, run.scheduler.masks, moment or run.now)
     return context
 
 
 def ask(run: Run) -> None:
     """What the component is asked in a step, each time one mini-batch on."""
-    next_minibatch(run)
+    run.asked += 1
     if run.subject.kind == QUANTIZER:
         list(quantized_weights_of(run))
         list(quantized_activations_of(run))
@@ -86,12 +87,6 @@ def ask(run: Run) -> None:
     else:
         masks_of(run)
         observed_masks_of(run)
-
-
-def next_minibatch(run: Run) -> None:
-    """Move time on without training."""
-    now = run.scheduler.progress
-    run.scheduler._clock.begin_minibatch(now.epoch, now.minibatch + 1, MINIBATCHES)
 
 
 def decisions(run: Run) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from prunekit.errors import PrunekitError, did_you_mean
 from prunekit.testing import constructor_laws, growth_laws, mask_laws, process_laws, run_laws
-from prunekit.testing.laws import LISTENER, Broken, Failure, Law, LawsBroken, NotApplicable, Report
+from prunekit.testing.laws import LISTENER, Broken, Failure, Law, LawsBroken, NotApplicable, Report, traceback_of
 from prunekit.testing.subject import Subject, find_subject
 
 _BOOKS = (constructor_laws, mask_laws, run_laws, process_laws, growth_laws)
@@ -85,10 +85,11 @@ def try_law(law: Law, subject: Subject) -> Failure | None:
     except NotApplicable:
         raise
     except Broken as broken:
-        return Failure(law, broken.expected, broken.got, subject.reproduction(law.name))
+        raised = broken.traceback or (traceback_of(broken.__cause__) if broken.__cause__ else "")
+        return Failure(law, broken.expected, broken.got, subject.reproduction(law.name), raised)
     except Exception as error:
         got = "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())])
-        return Failure(law, "no exception", got, subject.reproduction(law.name))
+        return Failure(law, "no exception", got, subject.reproduction(law.name), traceback_of(error))
     return None
 
 

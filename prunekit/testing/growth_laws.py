@@ -53,7 +53,7 @@ def _seconds(run: Run) -> float:
 def _memory(run: Run) -> int:
     """Bytes that torch's operations return, and the most that Python and numpy hold."""
     ask(run)
-    gc.collect()
+    gc.collect(1)  # that no collection falls into what is measured; of all of torch it would take the longest
     tracemalloc.start()
     try:
         counted = _Bytes()

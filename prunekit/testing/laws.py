@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from itertools import dropwhile
+from pathlib import Path
 from textwrap import indent
+from traceback import extract_tb, format_list
 from typing import TYPE_CHECKING
+
+import pluggy
 
 from prunekit.components.kinds import KINDS
 
 if TYPE_CHECKING:
     from prunekit.testing.subject import Subject
 
+_OURS = (Path(__file__).parents[1], Path(pluggy.__file__).parent)
 PRUNER, REGULARIZER, QUANTIZER, LR_SCHEDULER, EXTENSION = COMPONENTS = tuple(KINDS)
 LISTENER = "listener"
 OWNERS = tuple(kind.name for kind in KINDS.values() if kind.owns_parameters)
@@ -19,11 +25,11 @@ ACTING = (*OWNERS, EXTENSION)
 
 
 class Broken(Exception):
-    """A law is broken: what it asks for, and what was seen instead."""
+    """A law is broken: what it asks for, what was seen instead, and of an exception where it came from."""
 
-    def __init__(self, expected: str, got: str) -> None:
+    def __init__(self, expected: str, got: str, traceback: str = "") -> None:
         super().__init__(f"expected {expected}; got {got}")
-        self.expected, self.got = expected, got
+        self.expected, self.got, self.traceback = expected, got, traceback
 
 
 class NotApplicable(Exception):
@@ -58,20 +64,23 @@ def law(*kinds: str, basic: bool = False) -> Callable[[Callable[[Subject], None]
 
 @dataclass(frozen=True)
 class Failure:
-    """A broken law, told so that it can be seen again in three lines."""
+    """A broken law, told so that it can be seen again in three lines; `traceback`: where it was raised."""
 
     law: Law
     expected: str
     got: str
     reproduction: tuple[str, ...]
+    traceback: str = ""
 
     def __str__(self) -> str:
-        lines = "\n".join(self.reproduction)
-        return (
-            f"{self.law.name}: {self.law.sentence}\n"
-            f"  expected: {_hanging(self.expected)}\n"
-            f"  got:      {_hanging(self.got)}\n"
-            f"  reproduce:\n{indent(lines, '    ')}"
+        return "\n".join(
+            [
+                f"{self.law.name}: {self.law.sentence}",
+                f"  expected: {_hanging(self.expected)}",
+                f"  got:      {_hanging(self.got)}",
+                *([f"  raised at:\n{indent(self.traceback, '  ')}"] if self.traceback else []),
+                f"  reproduce:\n{indent(chr(10).join(self.reproduction), '    ')}",
+            ]
         )
 
 
@@ -99,6 +108,18 @@ def must(holds: bool, expected: str, got: str) -> None:
     """Raise `Broken` unless it holds."""
     if not holds:
         raise Broken(expected, got)
+
+
+def traceback_of(error: BaseException) -> str:
+    """Where an exception was raised, most recent call last, from the component's own code on; then its causes.
+
+    The many frames by which prunekit comes there are left out, unless nothing else would be left.
+    """
+    frames = extract_tb(error.__traceback__)
+    own = list(dropwhile(lambda frame: any(folder in Path(frame.filename).parents for folder in _OURS), frames))
+    lines = "".join(format_list(own or frames)).rstrip()
+    cause = error.__cause__
+    return lines if cause is None else f"{lines}\ncaused by {type(cause).__name__}: {cause}\n{traceback_of(cause)}"
 
 
 def listed(items: Iterable[object], most: int = 4) -> str:

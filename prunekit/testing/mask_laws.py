@@ -12,7 +12,7 @@ from torch.nn import Parameter
 
 from prunekit.components.pruner import Observing
 from prunekit.errors import ScheduleError
-from prunekit.pruning.selection import prune_lowest
+from prunekit.progress import Progress
 from prunekit.quantization.quantizable import QuantizesModules
 from prunekit.testing.asking import (
     ask,
@@ -20,7 +20,6 @@ from prunekit.testing.asking import (
     decisions,
     make_up_gradients,
     masks_of,
-    next_minibatch,
     observed_masks_of,
     penalty_of,
     quantized_activations_of,
@@ -29,7 +28,7 @@ from prunekit.testing.asking import (
 )
 from prunekit.testing.exactness import asked_sparsity, must_be_exact
 from prunekit.testing.laws import OWNERS, PRUNER, QUANTIZER, REGULARIZER, Broken, NotApplicable, law, listed, must
-from prunekit.testing.runs import FIRST, LAST, Run, batches, differences, reseed
+from prunekit.testing.runs import FIRST, LAST, MINIBATCHES, Run, batches, differences, reseed
 from prunekit.testing.subject import Subject
 from prunekit.testing.tiny import TinyNet
 
@@ -51,10 +50,9 @@ def decides(subject: Subject) -> None:
 @law(PRUNER, REGULARIZER, basic=True)
 def boolean_masks(subject: Subject) -> None:
     """Masks are boolean, shaped like their parameters, and of these alone."""
-    run = Run(subject)
-    run.scheduler._clock.begin_epoch(FIRST)  # asked without the scheduler, which would refuse what is wrong
-    next_minibatch(run)
-    for name, mask in [*masks_of(run).items(), *observed_masks_of(run).items()]:
+    run, moment = Run(subject), Progress(FIRST, 0, MINIBATCHES)
+    # Asked without the scheduler, which would refuse what is wrong.
+    for name, mask in [*masks_of(run, moment).items(), *observed_masks_of(run, moment).items()]:
         must(name in run.policy.parameters, f"masks of {listed(run.policy.parameters)}", f"a mask of {name!r}")
         shape = tuple(run.policy.parameters[name].shape)
         is_mask = isinstance(mask, Tensor) and mask.dtype == torch.bool and tuple(mask.shape) == shape
@@ -185,10 +183,8 @@ def levels(subject: Subject) -> None:
 @law(QUANTIZER)
 def masked_zeros(subject: Subject) -> None:
     """What is pruned reads as zero, whatever the quantizer makes of a zero."""
-    run = Run(subject).train([0])
-    for name, weight in run.policy.parameters.items():
-        run.scheduler._masks.set(name, prune_lowest(weight.detach().abs(), 0.5))
-    run.train(range(1, LAST + 1))
+    owned = list(Run(subject).policy.parameters)
+    run = Run(subject, pruned=owned).train(range(LAST + 1))
     for name, weight in run.policy.parameters.items():
         pruned = ~run.scheduler.masks[name]
         read = run.scheduler.quantized.read(weight)[pruned]

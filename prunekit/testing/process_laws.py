@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ from torch import distributed
 from torch.nn import Module
 from torch.nn.parallel import DistributedDataParallel
 
-from prunekit.testing.laws import ACTING, Broken, NotApplicable, law, listed, must
+from prunekit.testing.laws import ACTING, Broken, NotApplicable, law, listed, must, traceback_of
 from prunekit.testing.runs import LAST, MINIBATCHES, Run, batches, differences
 from prunekit.testing.subject import Subject
 
 PROCESSES = 2
+PRELOADED = ["prunekit.testing.process_laws", "torch.nn.parallel", "torch._dynamo"]
+"""What new processes are forked with. torch's optimizers import `torch._dynamo` at their first step, for a second."""
 TIMEOUT = 120
 """Seconds after which processes that wait for each other are given up."""
 
@@ -35,7 +38,9 @@ def two_processes(subject: Subject) -> None:
     with tempfile.TemporaryDirectory(prefix="prunekit-") as folder:
         one, other = outcomes = _in_processes(subject, Path(folder))
     for rank, outcome in enumerate(outcomes):
-        must("error" not in outcome, "two processes that come to an end", f"process {rank}: {outcome.get('error')}")
+        if "error" in outcome:
+            told = f"process {rank}: {outcome['error']}"
+            raise Broken("two processes that come to an end", told, outcome.get("traceback", ""))
     found = list(differences(one, other))
     must(not found, "the same weights, masks and memories in both", listed(found))
 
@@ -56,9 +61,10 @@ def _in_processes(subject: Subject, folder: Path) -> list[dict[str, Any]]:
     methods = multiprocessing.get_all_start_methods()
     context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if "forkserver" in methods:
-        context.set_forkserver_preload(["prunekit.testing.process_laws"])
+        context.set_forkserver_preload(PRELOADED)
     ranks = range(PROCESSES)
-    processes = [context.Process(target=_train, args=(subject, rank, str(folder)), daemon=True) for rank in ranks]
+    bare = replace(subject, remembered={})
+    processes = [context.Process(target=_train, args=(bare, rank, str(folder)), daemon=True) for rank in ranks]
     with _without_main():
         for process in processes:
             process.start()
@@ -99,7 +105,7 @@ def _train(subject: Subject, rank: int, folder: str) -> None:
     try:
         outcome = _outcome(subject, rank, folder)
     except Exception as error:
-        outcome = {"error": f"{type(error).__name__}: {error}"}
+        outcome = {"error": f"{type(error).__name__}: {error}", "traceback": traceback_of(error)}
     torch.save(outcome, Path(folder) / f"{rank}.pt")
 
 

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from prunekit.testing.laws import Failure, Law
     from prunekit.testing.subject import Subject
 
+pytest.register_assert_rewrite(
+    "prunekit.testing.ranked", "prunekit.testing.ranked_structures", "prunekit.testing.rates"
+)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """The two options."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from copy import deepcopy
+from typing import Any
 
 from prunekit.components.context import Stateful
 from prunekit.testing.laws import (
@@ -17,9 +19,12 @@ from prunekit.testing.laws import (
     listed,
     must,
 )
-from prunekit.testing.runs import EPOCHS, LAST, MINIBATCHES, Run, differences, through_a_file
+from prunekit.testing.runs import EPOCHS, LAST, MINIBATCHES, Run, differences, straight_outcome, through_a_file
 from prunekit.testing.subject import Subject
 from prunekit.testing.tiny import TinyNet
+
+WITHIN = (2, 2)
+"""Epoch and mini-batch before which a run is stopped in the middle of things."""
 
 
 @law(*COMPONENTS, LISTENER, basic=True)
@@ -31,8 +36,7 @@ def runs(subject: Subject) -> None:
 @law(*COMPONENTS, LISTENER)
 def deterministic(subject: Subject) -> None:
     """Two runs with the same seed end the same, bit for bit."""
-    one, other = (Run(subject).train(range(EPOCHS)).outcome() for _ in range(2))
-    found = list(differences(one, other))
+    found = list(differences(straight_outcome(subject), Run(subject).train(range(EPOCHS)).outcome()))
     must(not found, "the same outcome twice", listed(found))
 
 
@@ -57,13 +61,22 @@ def state_round_trip(subject: Subject) -> None:
 @law(*COMPONENTS, LISTENER)
 def resume(subject: Subject) -> None:
     """A run that is stopped anywhere and continued in a new process ends as if it had never stopped, bit for bit."""
-    straight = Run(subject).train(range(EPOCHS)).outcome()
+    straight, stopped = straight_outcome(subject), Run(subject)
+    saved, within = {}, {}
+    for epoch in range(EPOCHS):
+        saved[epoch] = stopped.saved()
+        stopped.scheduler.on_epoch_begin(epoch)
+        for minibatch in range(MINIBATCHES):
+            if (epoch, minibatch) == WITHIN:
+                within = stopped.saved()
+            stopped.minibatch(epoch, minibatch)
+        stopped.end(epoch)
     for epochs in (1, 2, 4, 5):
-        resumed = Run(subject).train(range(epochs)).continued().train(range(epochs, EPOCHS))
+        resumed = Run.continued(subject, saved[epochs]).train(range(epochs, EPOCHS))
         found = list(differences(straight, resumed.outcome()))
         must(not found, f"stopped after {epochs} of {EPOCHS} epochs: the outcome of the straight run", listed(found))
-    found = list(differences(straight, _stopped_within_an_epoch(subject).outcome()))
-    must(not found, "stopped within epoch 2: the outcome of the straight run", listed(found))
+    found = list(differences(straight, _continued_within_an_epoch(subject, within).outcome()))
+    must(not found, f"stopped within epoch {WITHIN[0]}: the outcome of the straight run", listed(found))
 
 
 @law(*ACTING)
@@ -78,8 +91,8 @@ def quiet_outside_its_window(subject: Subject) -> None:
 @law(LISTENER)
 def only_listens(subject: Subject) -> None:
     """With it or without, a run is the same: weights, masks, learning rates, random numbers."""
-    plain, with_it = (Run(subject, absent=absent).train(range(EPOCHS)).outcome() for absent in (True, False))
-    found = list(differences(plain, with_it))
+    plain = Run(subject, absent=True).train(range(EPOCHS)).outcome()
+    found = list(differences(plain, straight_outcome(subject)))
     must(not found, "the run as it is without it", listed(found))
 
 
@@ -89,7 +102,7 @@ def compiled(subject: Subject) -> None:
     import torch._dynamo
 
     torch._dynamo.reset()
-    eager = Run(subject).train(range(EPOCHS)).outcome()
+    eager = straight_outcome(subject)
     run = Run(subject, wrap=lambda model: torch.compile(model, backend="eager"))  # type: ignore[arg-type, return-value]
     run.train([0, 1])
     graphs = _graphs()
@@ -129,15 +142,12 @@ def rate_of_the_epoch(subject: Subject) -> None:
     must(forward == backward, f"rates {forward}", f"{backward} when each is asked for alone")
 
 
-def _stopped_within_an_epoch(subject: Subject) -> Run:
-    run = Run(subject).train(range(2))
-    run.scheduler.on_epoch_begin(2)
-    for minibatch in range(MINIBATCHES):
-        if minibatch == 2:
-            run = run.continued()
-        run.minibatch(2, minibatch)
-    run.end(2)
-    return run.train(range(3, EPOCHS))
+def _continued_within_an_epoch(subject: Subject, saved: Mapping[str, Any]) -> Run:
+    run, (epoch, first) = Run.continued(subject, saved), WITHIN
+    for minibatch in range(first, MINIBATCHES):
+        run.minibatch(epoch, minibatch)
+    run.end(epoch)
+    return run.train(range(epoch + 1, EPOCHS))
 
 
 def _graphs() -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import random
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy
@@ -20,7 +21,7 @@ from prunekit.components.types import Selectors
 from prunekit.errors import shortened
 from prunekit.plugins.listeners import Plugins
 from prunekit.plugins.registry import Registry
-from prunekit.progress import Window
+from prunekit.progress import Progress, Window
 from prunekit.pruning.selection import prune_lowest
 from prunekit.schedule.schedule import Schedule
 from prunekit.schedule.specs import ComponentSpec, PolicySpec
@@ -69,6 +70,7 @@ class Run:
         model: another model, with the same parameter names.
         rate: of SGD with momentum; at 0 no weight moves.
         wrap: what the model is trained as (compiled, in parallel).
+        pruned: parameters of which half goes over the window, by another pruner.
     """
 
     def __init__(
@@ -80,14 +82,15 @@ class Run:
         model: Module | None = None,
         rate: float = 0.05,
         wrap: Callable[[Module], Module] = lambda model: model,
+        pruned: Sequence[str] = (),
     ) -> None:
-        self.subject = subject
+        self.subject, self.asked = subject, 0
         self.model = wrap(model or TinyNet(seed))
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=rate, momentum=0.9)
         folder = None if subject.folder is None else tempfile.mkdtemp(dir=subject.folder)
         trace = Trace(folder, "error", logger=None)
         seed_everything(seed)
-        schedule, listeners = schedule_with(subject), []
+        schedule, listeners = schedule_with(subject, pruned), []
         if absent:
             schedule = _without_subject(schedule)
         elif subject.kind == LISTENER:
@@ -100,14 +103,20 @@ class Run:
     @property
     def component(self) -> Any:
         """The instance of the subject."""
-        return self.scheduler._components[f"{self.subject.kind}s.subject"]
+        return self.scheduler.components[f"{self.subject.kind}s.subject"]
 
     @property
     def policy(self) -> Any:
         """The subject's policy, with its parameters and their settings."""
-        return self.scheduler._policies[0]
+        return self.scheduler.policies[0]
 
-    def train(self, epochs: Iterable[int], data: list[tuple[Tensor, Tensor]] | None = None) -> Run:
+    @property
+    def now(self) -> Progress:
+        """Where training stands, one mini-batch on for each time that the component was asked outside of it."""
+        progress = self.scheduler.progress
+        return progress._replace(minibatch=progress.minibatch + self.asked, minibatches_per_epoch=MINIBATCHES)
+
+    def train(self, epochs: Iterable[int], data: Sequence[tuple[Tensor, Tensor]] | None = None) -> Run:
         """Whole epochs; back to itself."""
         for epoch in epochs:
             self.scheduler.on_epoch_begin(epoch)
@@ -116,7 +125,7 @@ class Run:
             self.end(epoch)
         return self
 
-    def minibatch(self, epoch: int, minibatch: int, data: list[tuple[Tensor, Tensor]] | None = None) -> None:
+    def minibatch(self, epoch: int, minibatch: int, data: Sequence[tuple[Tensor, Tensor]] | None = None) -> None:
         """One step."""
         images, classes = (data or batches())[minibatch]
         self.scheduler.on_minibatch_begin(epoch, minibatch, MINIBATCHES)
@@ -131,10 +140,10 @@ class Run:
         """The epoch has ended, with metrics that depend on nothing but its number."""
         self.scheduler.on_epoch_end(epoch, {"min": 1 / (epoch + 1), "max": epoch / EPOCHS})
 
-    def continued(self, seed: int = 7) -> Run:
-        """Another run, begun anew from what this one would have saved."""
-        saved = through_a_file(self.saved())
-        other = Run(self.subject, seed=seed)
+    @classmethod
+    def continued(cls, subject: Subject, saved: Mapping[str, Any], seed: int = 7) -> Run:
+        """A run begun anew from what another one saved."""
+        other = cls(subject, seed=seed)
         other.model.load_state_dict(saved["model"])
         other.optimizer.load_state_dict(saved["optimizer"])
         other.scheduler.load_state_dict(saved["scheduler"])
@@ -142,17 +151,19 @@ class Run:
         return other
 
     def saved(self) -> dict[str, Any]:
-        """All that a checkpoint would hold."""
-        return {
+        """All that a checkpoint would hold, out of a file."""
+        state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scheduler": self.scheduler.state_dict(),
             "random": random_states(),
         }
+        saved: dict[str, Any] = through_a_file(state)
+        return saved
 
     def outcome(self) -> dict[str, Any]:
         """What came of the training, to compare: weights, masks, learning rates, memories and random numbers."""
-        saved = through_a_file(self.saved())
+        saved = self.saved()
         scheduler = saved["scheduler"]
         return {
             "weights": saved["model"],
@@ -163,8 +174,16 @@ class Run:
         }
 
 
-def schedule_with(subject: Subject) -> Schedule:
-    """The subject in its window; an extension and a listener have something to hear of beside them."""
+def straight_outcome(subject: Subject) -> dict[str, Any]:
+    """What comes of an undisturbed training from the first epoch to the last; one training serves all laws."""
+    if "straight" not in subject.remembered:
+        subject.remembered["straight"] = Run(subject).train(range(EPOCHS)).outcome()
+    outcome: dict[str, Any] = subject.remembered["straight"]
+    return outcome
+
+
+def schedule_with(subject: Subject, pruned: Sequence[str] = ()) -> Schedule:
+    """The subject in its window, maybe beside a pruner; extensions and listeners have something to hear of."""
     components: list[ComponentSpec] = []
     policies: list[PolicySpec] = []
 
@@ -179,6 +198,8 @@ def schedule_with(subject: Subject) -> Schedule:
         add("pruner", "magnitude", Magnitude, {}, WINDOW)
         add("regularizer", "decay", WeightDecay, {}, WINDOW)
         add("lr_scheduler", "rate", ExponentialLR, {"gamma": 0.9}, WINDOW)
+    if pruned:
+        add("pruner", "magnitude", Magnitude, {"weights": list(pruned)}, WINDOW)
     return Schedule(components, policies)
 
 
@@ -189,10 +210,11 @@ def _without_subject(schedule: Schedule) -> Schedule:
     )
 
 
-def batches() -> list[tuple[Tensor, Tensor]]:
+@cache
+def batches() -> Sequence[tuple[Tensor, Tensor]]:
     """Mini-batches of 16 images and classes, the same at every call."""
     images, classes = tiny_data().tensors
-    return [(images[16 * i : 16 * (i + 1)], classes[16 * i : 16 * (i + 1)]) for i in range(MINIBATCHES)]
+    return tuple((images[16 * i : 16 * (i + 1)], classes[16 * i : 16 * (i + 1)]) for i in range(MINIBATCHES))
 
 
 def through_a_file(state: Any) -> Any:

@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -28,7 +30,7 @@ class Subject:
     """A component's class, or what a listener's entry point gives: a class, a module or an object.
 
     `arguments` are the YAML keys that instances are made with; `given` says that they were not made up. `folder` is
-    where the runs of a listener may write.
+    where the runs of a listener may write. `remembered` is what laws have found out for each other.
     """
 
     target: Any
@@ -39,6 +41,7 @@ class Subject:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     given: bool = False
     folder: str | None = None
+    remembered: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def cls(self) -> type:
@@ -118,6 +121,8 @@ def _named(name: str, kind: str | None) -> Subject:
             return Subject(offer.load(), "listener", offer.name, offer.distribution, offer.version)
     registry = load_plugins().registry
     kinds = [k for k in KINDS if kind in (None, k) and short in registry.names(k)]
+    if not kinds and (target := _imported(name)) is not None:
+        return _given(target, kind)
     if not kinds:
         known = [known for k in KINDS for known in registry.names(k)] + [offer.name for offer in listener_offers()]
         raise PluginError(f"no {kind or 'plugin'} is called {name!r}{did_you_mean(name, known)}")
@@ -125,6 +130,16 @@ def _named(name: str, kind: str | None) -> Subject:
         raise PluginError(f"{name!r} is {' and '.join(kinds)}; say which: kind={kinds[0]!r}")
     found = registry.find(kinds[0], name)
     return Subject(found.cls, kinds[0], short, found.distribution, found.version)
+
+
+def _imported(name: str) -> Any:
+    """What `module:name` stands for, or None where there is no such module or nothing of that name in it."""
+    module, _, attribute = name.partition(":")
+    try:
+        found = attribute and module.replace(".", "").isidentifier() and find_spec(module)
+    except ModuleNotFoundError:  # of the package that it would be in
+        found = None
+    return getattr(import_module(module), attribute, None) if found else None
 
 
 def _given(target: Any, kind: str | None) -> Subject:

@@ -42,6 +42,21 @@ class TinyNet(nn.Module):
         return scores
 
 
+class ConvNet(nn.Module):
+    """conv1 3 → 8, conv2 8 → 8, conv3 8 → 16 of 1 × 1, fc 16 → 4: the layers that cards of filter pruners name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.conv3 = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 16, 1)
+        self.fc = nn.Linear(16, CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [n, 3, 6, 6] → scores [n, 4]."""
+        features = torch.relu(self.conv2(torch.relu(self.conv1(images))))
+        scores: Tensor = self.fc(torch.relu(self.conv3(features)).mean((2, 3)))
+        return scores
+
+
 def tiny_data(seed: int = 0) -> TensorDataset:
     """128 noisy images [1, 8, 8]; the class is the quadrant that is bright."""
     generator = torch.Generator().manual_seed(seed)

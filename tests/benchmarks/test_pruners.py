@@ -31,7 +31,7 @@ def scheduler_of(pruner: dict[str, Any], model: Weights, folder: Path, plugins: 
 
 def choosing(scheduler: CompressionScheduler, model: Weights) -> Callable[[], Any]:
     """The pruner's choice alone, without carrying it out."""
-    (policy,) = scheduler._policies
+    (policy,) = scheduler.policies
     context = policy.context(model, {}, Progress(0))
 
     def choose() -> Any:

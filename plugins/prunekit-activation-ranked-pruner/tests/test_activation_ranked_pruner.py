@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from structlog.testing import capture_logs
 from torch import Tensor, nn
 
 from prunekit import CompressionScheduler, PluginError, ScheduleError, Trace, load_plugins
-from prunekit.testing import check_component
+from prunekit.testing import ConvNet, RankedOrderTests, epochs_under_card, groups_gone
 
 SILENT = Trace(level="error")
 PLUGINS = load_plugins()  # once: it takes longer than all else in a test
@@ -67,11 +68,7 @@ def scheduler(
 
 def gone(run: CompressionScheduler, name: str = "conv.weight") -> list[int]:
     """The filters that are pruned."""
-    if name not in run.masks:
-        return []
-    mask = run.masks[name].flatten(1)
-    assert torch.equal(mask.all(1), mask.any(1))
-    return (~mask[:, 0]).nonzero().flatten().tolist()
+    return groups_gone(run.masks[name]) if name in run.masks else []
 
 
 def pruned(model: nn.Module, *batches: Tensor, name: str = "conv.weight", **keys: Any) -> list[int]:
@@ -306,40 +303,6 @@ def test_linear_layers_and_larger_units_are_pruned_by_granularity() -> None:
     assert pruned(model, torch.ones(3, 1), granularity={"dim": 0, "size": 2}, **keys) == [0, 1], "3 / 2 < 5 / 2"
 
 
-@pytest.mark.parametrize(
-    ("keys", "expected"),
-    [
-        ({"group_type": "3D"}, [0, 1]),
-        ({"desired_sparsity": 0.25}, [0]),
-        ({"desired_sparsity": 0.74}, [0, 1]),
-        ({"desired_sparsity": 0.74, "rounding_fn": "ceil"}, [0, 1, 2]),
-        ({"desired_sparsity": 0.75, "group_size": 2}, [0, 1]),
-        ({"desired_sparsity": 1}, [0, 1, 2, 3]),
-        ({"desired_sparsity": 0}, []),
-    ],
-)
-def test_sparsity_and_rounding_say_how_many_go(keys: dict[str, Any], expected: list[int]) -> None:
-    assert pruned(network(conv(1.0, 2.0, 3.0, 4.0), nn.ReLU()), image(1.0), cls="Mean", **keys) == expected
-
-
-def test_noise_disturbs_the_ranking_by_its_seed() -> None:
-    weights = [float(value) for value in range(1, 33)]
-    quiet = pruned(network(conv(*weights), nn.ReLU()), image(1.0), cls="Mean")
-    keys = [{"noise": 1.0}, {"noise": 1.0}, {"noise": 1.0, "seed": 1}]
-    one, same, other = (pruned(network(conv(*weights), nn.ReLU()), image(1.0), cls="Mean", **key) for key in keys)
-    assert quiet == list(range(16))
-    assert one == same != other != quiet != one
-
-
-def test_followers_lose_the_filters_of_their_leader() -> None:
-    model = network(conv(1.0, 2.0), nn.ReLU(), nn.Conv2d(2, 2, 1, bias=False), nn.ReLU())
-    with torch.no_grad():
-        model.conv2.weight.copy_(torch.tensor([[5.0, 5.0], [0.1, 0.1]]).reshape(2, 2, 1, 1))
-    for dependency, expected in ((None, [1]), ("Leader", [0])):
-        keys = {"weights": ["conv.weight", "conv2.weight"], "group_dependency": dependency, "cls": "Mean"}
-        assert pruned(model, image(1.0), name="conv2.weight", **keys) == expected
-
-
 @pytest.mark.parametrize(("phase", "expected"), [("training", [0]), ("evaluation", [1]), ("all", [0]), (None, [0])])
 def test_the_phase_says_which_forward_passes_count(phase: str | None, expected: list[int]) -> None:
     model = network(conv(1.0, -1.0), nn.ReLU())
@@ -495,7 +458,6 @@ def test_ranks_that_see_different_data_add_it_up_and_decide_the_same(tmp_path: P
         ),
         (network(conv(1.0), nn.ReLU()), {"group_type": "Channels"}, "group_type", "'3D' or 'Filters', got 'Channels'"),
         (network(conv(1.0), nn.ReLU()), {"phase": "test"}, "phase", "got 'test'"),
-        (network(conv(1.0), nn.ReLU()), {"desired_sparsity": 2}, "desired_sparsity", "less than or equal to 1, got 2"),
     ],
 )
 def test_what_makes_no_sense_is_refused_at_load(
@@ -544,60 +506,58 @@ def test_filters_in_another_order_go_in_that_order(order: list[int], cls: str) -
     assert sorted(order[i] for i in moved) == straight
 
 
-@settings(deadline=None, max_examples=20)
-@given(st.lists(st.integers(1, 9).map(float), min_size=4, max_size=9))
-def test_under_agp_what_is_pruned_stays_pruned_while_weights_stand_still(weights: list[float]) -> None:
-    model, before = network(conv(*weights), nn.ReLU()), set()
-    run = scheduler(model, "Mean", epochs=[0, 1, 2], initial_sparsity=0.25, final_sparsity=0.9)
-    for epoch in range(3):
-        model(image(1.0))
-        run.on_epoch_begin(epoch)
-        assert before <= set(gone(run))
-        before = set(gone(run))
-    assert len(before) == int(0.9 * len(weights))
+# What every ranked pruner keeps
 
 
-# A schedule of the card, and the laws
+class Parallel(nn.Module):
+    """Layers beside each other that see the same, each with an activation of its own."""
+
+    def __init__(self, **filters: Sequence[float]) -> None:
+        super().__init__()
+        for name, values in filters.items():
+            self.add_module(name, conv(*values))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [F.relu(layer(x)) for layer in self.children()]
 
 
-def test_the_first_schedule_of_the_card_prunes_what_the_card_says(tmp_path: Path) -> None:
-    card = Path(__file__).parents[1] / "README.md"
-    (text, *_) = card.read_text(encoding="utf-8").split("```yaml\n")[1:]
-    (tmp_path / "card.yaml").write_text(text.partition("```")[0], encoding="utf-8")
+class TestActivationMeanRanking(RankedOrderTests):
+    """A filter with one weight gives of a white pixel just that weight."""
+
+    pruner = ActivationMeanRankedFilterPruner
+    gradual = ActivationMeanRankedFilterPruner_AGP
+    lawful = {"weights": ["fc1.weight"], "granularity": {"dim": 0}}  # noqa: RUF012
+    lawful_gradually = RankedOrderTests.lawful
+
+    def model(self, **scores: Sequence[float]) -> nn.Module:
+        return Parallel(**scores)
+
+    def prepare(self, scheduler: CompressionScheduler) -> None:
+        scheduler.model(image(1.0))
+
+
+class TestActivationAPoZRanking(TestActivationMeanRanking):
+    """A filter with weights w and -1 lets those of all pixels from 0 to 49 through that lie below w."""
+
+    pruner = ActivationAPoZRankedFilterPruner
+    gradual = ActivationAPoZRankedFilterPruner_AGP
+    lawful = lawful_gradually = RankedOrderTests.lawful
+
+    def model(self, **scores: Sequence[float]) -> nn.Module:
+        model = Parallel()
+        for name, values in scores.items():
+            layer = nn.Conv2d(2, len(values), 1, bias=False)
+            layer.weight.data = torch.tensor([[value, -1.0] for value in values]).reshape(-1, 2, 1, 1)
+            model.add_module(name, layer)
+        return model
+
+    def prepare(self, scheduler: CompressionScheduler) -> None:
+        pixels = torch.arange(50.0)
+        scheduler.model(torch.stack([torch.ones(50), pixels]).reshape(1, 2, 1, 50))
+
+
+def test_the_first_schedule_of_the_card_prunes_what_the_card_says() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential()
-    for name, layer in {
-        "conv1": nn.Conv2d(3, 8, 3),
-        "r1": nn.ReLU(),
-        "conv2": nn.Conv2d(8, 8, 3),
-        "r2": nn.ReLU(),
-    }.items():
-        model.add_module(name, layer)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    run = CompressionScheduler.from_yaml(tmp_path / "card.yaml", model, optimizer, trace=SILENT, plugins=PLUGINS)
-    for _ in run.epochs(12):
-        for images in run.minibatches([torch.randn(2, 3, 6, 6)] * 2):
-            optimizer.zero_grad()
-            run.total_loss(model(images).square().mean()).backward()
-            optimizer.step()
+    card, net = Path(__file__).parents[1] / "README.md", ConvNet()
+    (*_, run) = epochs_under_card(card, net, None, 12, minibatches=2)
     assert {name: run.sparsity(name) for name in run.masks} == {"conv1.weight": 0.5, "conv2.weight": 0.5}
-
-
-FILTERS = {"weights": "conv?.weight", "group_type": "Filters"}
-
-
-def test_apoz_keeps_the_laws() -> None:
-    check_component(ActivationAPoZRankedFilterPruner, desired_sparsity=0.5, **FILTERS)
-
-
-def test_apoz_agp_keeps_the_laws() -> None:
-    check_component(ActivationAPoZRankedFilterPruner_AGP, initial_sparsity=0.25, final_sparsity=0.5, **FILTERS)
-
-
-def test_mean_keeps_the_laws() -> None:
-    keys: dict[str, Any] = {"weights": ["fc1.weight"], "granularity": {"dim": 0}}
-    check_component(ActivationMeanRankedFilterPruner, desired_sparsity=0.5, **keys)
-
-
-def test_mean_agp_keeps_the_laws() -> None:
-    check_component(ActivationMeanRankedFilterPruner_AGP, initial_sparsity=0.25, final_sparsity=0.5, **FILTERS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from structlog.testing import capture_logs
 from torch import Tensor, nn
 
 from prunekit import CompressionScheduler, ScheduleError, Trace, load_plugins
-from prunekit.testing import check_component
+from prunekit.testing import ConvNet, RankedOrderTests, epochs_under_card, groups_gone
 
 SILENT = Trace(level="error")
 PLUGINS = load_plugins()  # once: it takes longer than all else in a test
@@ -43,11 +44,7 @@ def scheduler(
 
 
 def gone(run: CompressionScheduler, name: str = "0.weight") -> list[int]:
-    if name not in run.masks:
-        return []
-    mask = run.masks[name].transpose(0, 1).flatten(1)
-    assert torch.equal(mask.all(1), mask.any(1))
-    return (~mask[:, 0]).nonzero().flatten().tolist()
+    return groups_gone(run.masks[name], 1) if name in run.masks else []
 
 
 def weights(model: nn.Module) -> list[list[float]]:
@@ -183,8 +180,6 @@ def test_each_mini_batch_is_drawn_from_anew() -> None:
 @pytest.mark.parametrize(
     ("keys", "expected"),
     [
-        ({"desired_sparsity": 0.25}, [0]),
-        ({"desired_sparsity": 0.7}, [0, 1]),
         ({"desired_sparsity": 0.7, "rounding_fn": "ceil"}, [0, 1, 2]),
         ({"desired_sparsity": 0.75, "group_size": 2}, [0, 1]),
         ({"desired_sparsity": 1}, [0, 1, 2, 3]),
@@ -206,25 +201,6 @@ def test_the_magnitude_is_l1_or_l2() -> None:
         run = scheduler(conv([3.0, 2.0], [0.0, 2.0]), magnitude_fn=magnitude_fn)
         run.on_epoch_begin(0)
         assert gone(run) == expected, "|3| + |0| < |2| + |2|, and 3 > √8"
-
-
-def test_ranking_noise_disturbs_the_ranking_by_its_seed() -> None:
-    seen = []
-    for keys in ({}, {"ranking_noise": 1.0}, {"ranking_noise": 1.0}, {"ranking_noise": 1.0, "seed": 1}):
-        run = scheduler(conv([float(value) for value in range(1, 33)]), **keys)
-        run.on_epoch_begin(0)
-        seen.append(gone(run))
-    quiet, one, same, other = seen
-    assert quiet == list(range(16))
-    assert one == same != other != quiet != one
-
-
-def test_followers_lose_the_channels_of_their_leader() -> None:
-    for dependency, expected in ((None, [1]), ("Leader", [0])):
-        model = nn.Sequential(*conv([1.0, 2.0], [1.0, 2.0]), *conv([2.0, 1.0]))
-        run = scheduler(model, weights=["0.weight", "1.weight"], group_dependency=dependency)
-        run.on_epoch_begin(0)
-        assert (gone(run), gone(run, "1.weight")) == ([0], expected)
 
 
 # When
@@ -330,9 +306,7 @@ def test_a_resumed_run_goes_on_with_its_patches() -> None:
         (conv([1.0]), {"group_type": "Filters"}, "group_type", "must be 'Channels', got 'Filters'"),
         (conv([1.0]), {"magnitude_fn": "l3"}, "magnitude_fn", "must be 'l1' or 'l2', got 'l3'"),
         (conv([1.0]), {"samples": 0}, "samples", "must be greater than or equal to 1, got 0"),
-        (conv([1.0]), {"ranking_noise": 2}, "ranking_noise", "must be less than or equal to 1, got 2"),
         (conv([1.0]), {"noise": 0.5}, "noise", "has no argument 'noise'"),
-        (conv([1.0]), {"desired_sparsity": -1}, "desired_sparsity", "must be greater than or equal to 0, got -1"),
     ],
 )
 def test_what_makes_no_sense_is_refused_at_load(
@@ -383,26 +357,25 @@ def test_channels_in_another_order_are_fitted_in_that_order(order: list[int], se
     torch.testing.assert_close(*outcomes, rtol=1e-4, atol=1e-5)
 
 
-# A schedule of the card, and the laws
+# What every ranked pruner keeps
 
 
-def test_the_first_schedule_of_the_card_prunes_what_the_card_says(tmp_path: Path) -> None:
-    card = Path(__file__).parents[1] / "README.md"
-    (text, *_) = card.read_text(encoding="utf-8").split("```yaml\n")[1:]
-    (tmp_path / "card.yaml").write_text(text.partition("```")[0], encoding="utf-8")
+class TestChannels(RankedOrderTests):
+    pruner = FMReconstructionChannelPruner
+    groups = {}  # noqa: RUF012
+    dim = 1
+    noise = "ranking_noise"
+    lawful = {"weights": ["conv2.weight"]}  # noqa: RUF012
+
+    def model(self, **scores: Sequence[float]) -> nn.Module:
+        model = nn.Module()
+        for name, values in scores.items():
+            (layer,) = conv(list(map(float, values)))
+            model.add_module(name, layer)
+        return model
+
+
+def test_the_first_schedule_of_the_card_prunes_what_the_card_says() -> None:
     torch.manual_seed(0)
-    model = nn.Sequential()
-    model.add_module("conv2", nn.Conv2d(8, 8, 3))
-    model.add_module("conv3", nn.Conv2d(8, 16, 1))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-    run = CompressionScheduler.from_yaml(tmp_path / "card.yaml", model, optimizer, trace=SILENT, plugins=PLUGINS)
-    for _ in run.epochs(3):
-        for images in run.minibatches([torch.randn(2, 8, 6, 6)] * 2):
-            optimizer.zero_grad()
-            run.total_loss(model(images).square().mean()).backward()
-            optimizer.step()
+    (*_, run) = epochs_under_card(Path(__file__).parents[1] / "README.md", ConvNet(), None, 3, minibatches=2)
     assert {name: run.sparsity(name) for name in run.masks} == {"conv2.weight": 0.5, "conv3.weight": 0.5}
-
-
-def test_it_keeps_the_laws() -> None:
-    check_component(FMReconstructionChannelPruner, weights=["conv2.weight"], desired_sparsity=0.5)

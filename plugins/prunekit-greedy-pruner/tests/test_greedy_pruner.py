@@ -272,7 +272,7 @@ def test_weights_buffers_modes_gradients_and_random_numbers_stay_as_they_are() -
     model[1].eval()
     run = scheduler(model, weights=["0.weight", "3.weight"])
     model(torch.randn(2, 1, 8, 8)).sum().backward()
-    policy = run._policies[0]
+    policy = run.policies[0]
     before = [{k: v.clone() for k, v in model.state_dict().items()}, [m.training for m in model.modules()]]
     gradients, state = [p.grad.clone() for p in model.parameters()], torch.get_rng_state()
     context = policy.context(model, run.masks, run.progress)

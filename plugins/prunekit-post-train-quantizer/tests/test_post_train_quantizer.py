@@ -158,7 +158,7 @@ def test_its_levels_are_what_its_activations_give() -> None:
 
 
 def test_layers_activations_and_inputs_get_their_bits() -> None:
-    told = scheduler(bits_weights=4, overrides={"fc2": {"wts": None, "acts": 6}})._policies[0].bits  # type: ignore
+    told = scheduler(bits_weights=4, overrides={"fc2": {"wts": None, "acts": 6}}).policies[0].bits  # type: ignore
     bits = {name: (entry.get("weights"), entry.get("activations")) for name, entry in told.items()}
     layers = {"conv1": (4, 8), "conv2": (4, None), "fc1": (4, None), "fc2": (None, 6)}  # a ReLU follows conv2 and fc1
     assert bits == {INPUT: (None, 8), **dict.fromkeys(("relu", "relu_1", "relu_2"), (None, 8)), **layers}
@@ -178,7 +178,7 @@ class Residual(nn.Module):
 def activation_bits(**keys: Any) -> dict[str, int | None]:
     """Of two residual blocks, by name."""
     net = nn.Sequential(Residual(), Residual(nn.ReLU()))
-    policy: Any = CompressionScheduler.from_dict(schedule(**keys), net, trace=SILENT)._policies[0]
+    policy: Any = CompressionScheduler.from_dict(schedule(**keys), net, trace=SILENT).policies[0]
     return dict(policy.activations)
 
 
@@ -221,7 +221,7 @@ def test_a_sum_without_bounds_such_as_that_of_a_mask_stays_as_it_is() -> None:
 
 
 def test_bits_parameters_means_bits_weights() -> None:
-    told = scheduler(bits_parameters=5, bits_activations=None)._policies[0].bits  # type: ignore
+    told = scheduler(bits_parameters=5, bits_activations=None).policies[0].bits  # type: ignore
     assert {entry["weights"] for entry in told.values()} == {5}
 
 

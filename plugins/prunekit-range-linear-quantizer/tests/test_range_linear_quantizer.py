@@ -203,7 +203,7 @@ def test_inputs_are_quantized_with_the_bits_of_activations_or_their_own_or_not_a
 )
 def test_each_key_changes_what_is_quantized(keys: dict[str, Any], expected: dict[str, Any]) -> None:
     _, scheduler = scheduled(**keys)
-    plan = scheduler._policies[0].bits
+    plan = scheduler.policies[0].bits
     assert {name: (given["weights"], given["activations"], given["bias"]) for name, given in plan.items()} == expected
 
 
