@@ -198,4 +198,4 @@ def find_component(kind: Kind, name: str) -> type | None:
 
 @offer
 def list_components(kind: Kind) -> Iterable[str] | None:
-    """The names that `find_component` answers to."""
+    """The names that `find_component` knows."""
