@@ -35,8 +35,7 @@ class TestMultiStepMultiGammaLR(LRSchedulerTests):
     def test_last_epoch_continues_where_a_run_stood(self) -> None:
         optimizer = optimizer_of(8.0)
         optimizer.param_groups[0]["initial_lr"] = 8.0
-        keys: Any = {"milestones": [1, 2, 3], "gammas": [0.5, 0.5, 0.5]}
-        assert MultiStepMultiGammaLR(optimizer, **keys, last_epoch=1).get_last_lr() == [2.0]
+        assert MultiStepMultiGammaLR(optimizer, [1, 2, 3], [0.5, 0.5, 0.5], last_epoch=1).get_last_lr() == [2.0]
 
     @given(st.lists(st.tuples(st.integers(0, 9), st.floats(0, 2)), max_size=4))
     def test_the_lr_is_the_base_times_the_gammas_that_have_passed(self, steps: list[tuple[int, float]]) -> None:
