@@ -14,6 +14,7 @@ import pytest
 
 from prunekit.plugins.entry_points import this_version
 
+pytestmark = pytest.mark.slow
 PRUNER = """\
 from prunekit.components import Selectors
 

@@ -20,11 +20,17 @@ if TYPE_CHECKING:
         RankedPrunerTests as RankedPrunerTests,
     )
     from prunekit.testing.ranked_structures import RankedStructureTests as RankedStructureTests
+    from prunekit.testing.rates import (
+        LRSchedulerTests as LRSchedulerTests,
+        optimizer_of as optimizer_of,
+        rates_by_epoch as rates_by_epoch,
+    )
     from prunekit.testing.tiny import ConvNet as ConvNet, TinyNet as TinyNet, application as application
 
 __all__ = [
     "LAWS",
     "ConvNet",
+    "LRSchedulerTests",
     "LawsBroken",
     "RankedCountTests",
     "RankedOrderTests",
@@ -36,6 +42,8 @@ __all__ = [
     "check_component",
     "epochs_under_card",
     "groups_gone",
+    "optimizer_of",
+    "rates_by_epoch",
     "weights_model",
 ]
 
@@ -46,6 +54,7 @@ _HOMES = {
     "masks": "groups_gone weights_model",
     "ranked": "RankedCountTests RankedOrderTests RankedPrunerTests",
     "ranked_structures": "RankedStructureTests",
+    "rates": "LRSchedulerTests optimizer_of rates_by_epoch",
     "tiny": "ConvNet TinyNet application",
 }
 """Where each name lives. It is imported when it is asked for: pytest loads this package at every start."""

@@ -9,20 +9,17 @@ import prunekit_torch_lr
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from torch.optim import SGD, Adam, Optimizer, lr_scheduler
+from torch.optim import Adam, Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import ConstantLR, ExponentialLR, LinearLR, LRScheduler
 
 from prunekit import (
-    ComponentSpec,
     CompressionScheduler,
-    PolicySpec,
     PrunekitError,
-    Schedule,
     ScheduleError,
     Trace,
     Window,
 )
-from prunekit.testing import LAWS, check_component
+from prunekit.testing import LAWS, check_component, optimizer_of, rates_by_epoch
 from prunekit.trace import read
 
 EPOCHS = 8
@@ -91,22 +88,13 @@ KEYS: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
 FROM_PYTHON = {"LambdaLR", "MultiplicativeLR", "SequentialLR", "ChainedScheduler"}
 
 
-def optimizer_of(lr: float = 0.4) -> SGD:
-    return SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr, momentum=0.9)
-
-
 def schedule(name: str, keys: Mapping[str, Any], **window: Any) -> dict[str, Any]:
     policy = {"lr_scheduler": {"instance_name": "lr"}, **(window or {"starting_epoch": 0, "ending_epoch": EPOCHS})}
     return {"version": 1, "lr_schedulers": {"lr": {"class": name, **keys}}, "policies": [policy]}
 
 
-def attach(
-    data: Mapping[str, Any] | Schedule, optimizer: Optimizer, trace: Trace | None = None
-) -> CompressionScheduler:
-    net, trace = torch.nn.Linear(1, 1), trace or Trace(logger=None)
-    if isinstance(data, Schedule):
-        return CompressionScheduler(data, net, optimizer, trace=trace)
-    return CompressionScheduler.from_dict(data, net, optimizer, trace=trace)
+def attach(data: Mapping[str, Any], optimizer: Optimizer, trace: Trace | None = None) -> CompressionScheduler:
+    return CompressionScheduler.from_dict(data, torch.nn.Linear(1, 1), optimizer, trace=trace or Trace(logger=None))
 
 
 def values(optimizer: Optimizer) -> tuple[float, float]:
@@ -126,14 +114,14 @@ def drive(
     return seen
 
 
-def outcome(name: str, keys: Mapping[str, Any], **window: Any) -> list[tuple[float, float]]:
-    optimizer = optimizer_of()
-    return drive(attach(schedule(name, keys, **window), optimizer), optimizer, range(EPOCHS))
+def outcome(name: str, keys: Mapping[str, Any], window: Window | None = None, **more: Any) -> list[tuple[float, float]]:
+    """LR and momentum during each epoch of a run under a schedule."""
+    return rates_by_epoch(name, keys, EPOCHS, bases=[0.4], window=window, metrics=METRICS, look=values, **more)
 
 
 def torchs_own(cls: type, keys: Mapping[str, Any], epochs: int = EPOCHS) -> list[tuple[float, float]]:
     """LR and momentum during each epoch of a loop that calls torch's scheduler itself."""
-    optimizer, seen = optimizer_of(), []
+    optimizer, seen = optimizer_of(0.4), []
     scheduler = cls(optimizer, **keys)
     for epoch in range(epochs):
         seen.append(values(optimizer))
@@ -147,15 +135,9 @@ def torch_class(name: str) -> type:
     return cls
 
 
-def python_schedule(name: str, **keys: Any) -> Schedule:
-    return Schedule(
-        [ComponentSpec("lr_scheduler", "lr", name, keys)], [PolicySpec("lr_scheduler", "lr", Window(0, EPOCHS))]
-    )
-
-
-def rates(schedule: Schedule) -> list[float]:
-    optimizer = optimizer_of(lr=1.0)
-    return [lr for lr, _ in drive(attach(schedule, optimizer), optimizer, range(EPOCHS))]
+def rates(name: str, **keys: Any) -> list[float]:
+    """The rates that a schedule written in Python leads to, of a base of 1."""
+    return rates_by_epoch(name, keys, EPOCHS, bases=[1.0])
 
 
 @pytest.mark.parametrize(("name", "keys", "others"), KEYS)
@@ -201,12 +183,12 @@ def test_base_classes_private_names_and_other_kinds_are_not_offered() -> None:
 
 
 def test_a_late_policy_takes_the_lr_of_the_absolute_epoch_and_leaves_the_last_one() -> None:
-    late = outcome("ExponentialLR", {"gamma": 0.5}, starting_epoch=2, ending_epoch=5)
+    late = outcome("ExponentialLR", {"gamma": 0.5}, Window(2, 5))
     assert [lr for lr, _ in late] == pytest.approx([0.4, 0.4, 0.4, 0.05, 0.025, 0.0125, 0.0125, 0.0125])
 
 
 def test_with_a_frequency_the_lr_is_a_staircase() -> None:
-    stairs = outcome("ExponentialLR", {"gamma": 0.5}, starting_epoch=0, ending_epoch=5, frequency=2)
+    stairs = outcome("ExponentialLR", {"gamma": 0.5}, Window(0, 5, 2))
     assert [lr for lr, _ in stairs] == pytest.approx([0.4, 0.2, 0.2, 0.05, 0.05, 0.0125, 0.0125, 0.0125])
 
 
@@ -218,33 +200,18 @@ def test_the_lr_is_torchs_of_the_epoch_after_the_last_active_one(
     keys, end = {"step_size": step, "gamma": gamma}, min(start + length * frequency, EPOCHS)
     own = [lr for lr, _ in torchs_own(lr_scheduler.StepLR, keys, EPOCHS + 1)]
     last_active = [max((a for a in range(start, end, frequency) if a < epoch), default=-1) for epoch in range(EPOCHS)]
-    window = {"starting_epoch": start, "ending_epoch": end, "frequency": frequency}
-    assert [lr for lr, _ in outcome("StepLR", keys, **window)] == [own[active + 1] for active in last_active]
+    assert [lr for lr, _ in outcome("StepLR", keys, Window(start, end, frequency))] == [
+        own[active + 1] for active in last_active
+    ]
 
 
 @pytest.mark.parametrize(("name", "keys", "others"), KEYS)
-def test_a_resumed_run_equals_the_straight_one(name: str, keys: Any, others: Any, tmp_path: Path) -> None:
-    straight, first = outcome(name, keys), 3
-    optimizer = optimizer_of()
-    scheduler = attach(schedule(name, keys), optimizer)
-    before = drive(scheduler, optimizer, range(first))
-    torch.save((scheduler.state_dict(), optimizer.state_dict()), tmp_path / "state.pt")
-
-    optimizer = optimizer_of(lr=99.0)
-    saved, saved_optimizer = torch.load(tmp_path / "state.pt", weights_only=True)
-    optimizer.load_state_dict(saved_optimizer)
-    scheduler = attach(schedule(name, keys), optimizer)
-    scheduler.load_state_dict(saved)
-    assert before + drive(scheduler, optimizer, range(first, EPOCHS)) == straight
+def test_a_resumed_run_equals_the_straight_one(name: str, keys: Any, others: Any) -> None:
+    assert outcome(name, keys, stopped=3) == outcome(name, keys)
 
 
 def test_each_group_of_the_optimizer_has_its_own_base() -> None:
-    parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
-    optimizer = SGD([{"params": parameters[:1], "lr": 1.0}, {"params": parameters[1:], "lr": 8.0}], lr=0.1)
-    scheduler, seen = attach(schedule("ExponentialLR", {"gamma": 0.5}), optimizer), []
-    for _ in scheduler.epochs(3):
-        seen.append([group["lr"] for group in optimizer.param_groups])
-    assert seen == [[1, 8], [0.5, 4], [0.25, 2]]
+    assert rates_by_epoch("ExponentialLR", {"gamma": 0.5}, 3, bases=[1.0, 8.0]) == [[1, 8], [0.5, 4], [0.25, 2]]
 
 
 ONE_CYCLE = {
@@ -260,7 +227,7 @@ ONE_CYCLE = {
 
 
 def test_one_cycle_moves_the_momentum_against_the_lr() -> None:
-    optimizer = optimizer_of()
+    optimizer = optimizer_of(0.4)
     seen = drive(attach(schedule("OneCycleLR", ONE_CYCLE), optimizer), optimizer, range(5))
     assert [lr for lr, _ in seen] == pytest.approx([0.1, 0.4, 0.27, 0.14, 0.01])
     assert [momentum for _, momentum in seen] == pytest.approx([0.95, 0.8, 0.85, 0.9, 0.95])
@@ -286,7 +253,7 @@ def test_on_a_plateau_the_lr_falls_once_patience_is_over() -> None:
     ],
 )
 def test_a_plateau_without_its_metric_is_an_error_that_says_so(mode: str, metrics: Any, message: str) -> None:
-    scheduler = attach(schedule("ReduceLROnPlateau", {"mode": mode}), optimizer_of())
+    scheduler = attach(schedule("ReduceLROnPlateau", {"mode": mode}), optimizer_of(0.4))
     scheduler.on_epoch_begin(0)
     with pytest.raises(PrunekitError, match=message):
         scheduler.on_epoch_end(0, metrics)
@@ -296,12 +263,12 @@ def test_functions_and_schedulers_come_from_schedules_written_in_python() -> Non
     warm_up = partial(LinearLR, start_factor=0.25, total_iters=3)
     halve = partial(ExponentialLR, gamma=0.5)
     assert [
-        rates(python_schedule("LambdaLR", lr_lambda=lambda epoch: 1 / (1 + epoch))),
-        rates(python_schedule("LambdaLR", lr_lambda=[lambda epoch: 1.0 * epoch])),
-        rates(python_schedule("MultiplicativeLR", lr_lambda=lambda epoch: 0.5)),
-        rates(python_schedule("SequentialLR", schedulers=[warm_up, halve], milestones=[3])),
-        rates(python_schedule("SequentialLR", schedulers=[warm_up, halve], milestones=[1])),
-        rates(python_schedule("ChainedScheduler", schedulers=[partial(ConstantLR, factor=0.5, total_iters=2), halve])),
+        rates("LambdaLR", lr_lambda=lambda epoch: 1 / (1 + epoch)),
+        rates("LambdaLR", lr_lambda=[lambda epoch: 1.0 * epoch]),
+        rates("MultiplicativeLR", lr_lambda=lambda epoch: 0.5),
+        rates("SequentialLR", schedulers=[warm_up, halve], milestones=[3]),
+        rates("SequentialLR", schedulers=[warm_up, halve], milestones=[1]),
+        rates("ChainedScheduler", schedulers=[partial(ConstantLR, factor=0.5, total_iters=2), halve]),
     ] == [
         [1, 1 / 2, 1 / 3, 1 / 4, 1 / 5, 1 / 6, 1 / 7, 1 / 8],
         [0, 1, 2, 3, 4, 5, 6, 7],
@@ -313,20 +280,10 @@ def test_functions_and_schedulers_come_from_schedules_written_in_python() -> Non
 
 
 def test_a_sequence_of_schedulers_resumes() -> None:
-    make = partial(
-        python_schedule,
-        "SequentialLR",
-        schedulers=[partial(LinearLR, start_factor=0.25, total_iters=3), partial(ExponentialLR, gamma=0.5)],
-        milestones=[3],
-    )
-    optimizer = optimizer_of(lr=1.0)
-    scheduler = attach(make(), optimizer)
-    before = drive(scheduler, optimizer, range(5))
-    resumed_optimizer = optimizer_of(lr=1.0)
-    resumed = attach(make(), resumed_optimizer)
-    resumed.load_state_dict(scheduler.state_dict())
-    after = drive(resumed, resumed_optimizer, range(5, EPOCHS))
-    assert [lr for lr, _ in before + after] == rates(make())
+    schedulers = [partial(LinearLR, start_factor=0.25, total_iters=3), partial(ExponentialLR, gamma=0.5)]
+    keys = {"schedulers": schedulers, "milestones": [3]}
+    straight = rates("SequentialLR", **keys)
+    assert rates_by_epoch("SequentialLR", keys, EPOCHS, bases=[1.0], stopped=5) == straight
 
 
 def problems(keys: Mapping[str, Any] | str, tmp_path: Path) -> list[str]:
@@ -336,7 +293,7 @@ def problems(keys: Mapping[str, Any] | str, tmp_path: Path) -> list[str]:
         "policies:\n  - lr_scheduler: {instance_name: lr}\n    starting_epoch: 0\n    ending_epoch: 5\n"
     )
     with pytest.raises(ScheduleError) as caught:
-        CompressionScheduler.from_yaml(path, torch.nn.Linear(1, 1), optimizer_of(), trace=Trace(logger=None))
+        CompressionScheduler.from_yaml(path, torch.nn.Linear(1, 1), optimizer_of(0.4), trace=Trace(logger=None))
     return [f"{p.position.line}:{p.position.column} {p.path}: {p.message}" for p in caught.value.problems]
 
 
@@ -377,7 +334,7 @@ def test_what_does_not_fit_is_refused_at_load_with_its_position(tmp_path: Path) 
 
 
 def test_the_trace_names_torch_lr_as_the_one_who_changed_the_rate(tmp_path: Path) -> None:
-    optimizer = optimizer_of(lr=1.0)
+    optimizer = optimizer_of(1.0)
     scheduler = attach(schedule("ExponentialLR", {"gamma": 0.5}), optimizer, Trace(tmp_path, logger=None))
     for _ in scheduler.epochs(2):
         pass
