@@ -196,5 +196,5 @@ def find_component(kind: str, name: str) -> type | None:
 
 
 @offer
-def list_components(kind: Kind) -> Iterable[str] | None:
+def list_components(kind: str) -> Iterable[str] | None:
     """The names that `find_component` knows."""
