@@ -12,7 +12,7 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from prunekit.components.effects import MaskChange
-from prunekit.engine.build import build
+from prunekit.engine.build.build import build
 from prunekit.engine.bus import EventBus, Result, moment
 from prunekit.engine.conflicts import exhausted, idle_policies
 from prunekit.engine.ledger import Ledger

@@ -17,7 +17,7 @@ from pydantic import Field
 from typing_extensions import TypedDict
 
 from prunekit.cli.group import prunekit
-from prunekit.engine.build import build
+from prunekit.engine.build.build import build
 from prunekit.plugins.entry_points import Offer
 from prunekit.plugins.listeners import load_plugins
 from prunekit.plugins.registry import Found, Registry

@@ -63,7 +63,10 @@ class ModuleBits:
 
 @runtime_checkable
 class QuantizesModules(Protocol):
-    """A quantizer that speaks of modules instead of parameters, and of what activations give."""
+    """A quantizer that speaks of modules instead of parameters, and of what activations give.
+
+    A class with these methods needs no argument that selects parameters.
+    """
 
     def bits(self, modules: Mapping[str, Quantizable]) -> Mapping[str, ModuleBits]:
         """The bits of every module that gets some; the parameters follow from them: it has no selectors."""

@@ -14,6 +14,7 @@ from packaging.utils import canonicalize_name
 
 import prunekit.hookspecs as hookspecs
 from prunekit.components.kinds import KINDS
+from prunekit.components.quantizer import QuantizesModules
 from prunekit.components.selecting import selecting_arguments
 from prunekit.errors import PluginError, Position, Problem, did_you_mean
 from prunekit.plugins.entry_points import Offer, listener_offers, this_version
@@ -155,7 +156,8 @@ def must_be(found: Found, kind: str, name: str) -> None:
         alike = [k for k in KINDS.values() if k.methods and all(hasattr(found.cls, m) for m in k.methods)]
         hint = f"; it looks like {alike[0].described}: the group for those is {alike[0].group!r}" if alike else ""
         raise PluginError(f"{name!r} of {found.distribution} is no {kind}: it has no {missing[0]}(){hint}")
-    if KINDS[kind].owns_parameters and not hasattr(found.cls, "bits") and not selecting_arguments(found.cls, kind):
+    owns = KINDS[kind].owns_parameters and not issubclass(found.cls, QuantizesModules)
+    if owns and not selecting_arguments(found.cls, kind):
         what = "no argument of its constructor selects parameters; one must be of type Selectors or PerParameter"
         raise PluginError(f"{name!r} of {found.distribution} is no {kind}: {what}")
     hook_names(found.cls, found.distribution)

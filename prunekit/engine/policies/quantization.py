@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -14,8 +14,11 @@ from torch.nn import Module
 from prunekit.components.context import Context
 from prunekit.components.kinds import QUANTIZER
 from prunekit.components.quantizer import Quantizer, QuantizesModules
+from prunekit.engine.build.parts import Checked, Network
+from prunekit.engine.build.problems import Problems
 from prunekit.engine.policies.policy import Policy
 from prunekit.progress import Progress
+from prunekit.quantization.catalog import readable
 from prunekit.quantization.forward import Passing, Reading
 
 
@@ -36,6 +39,15 @@ class QuantizationPolicy(Policy):
     untraced: Mapping[str, str] = field(default_factory=dict)
     readings: dict[str, Reading] = field(default_factory=dict)
     passings: dict[str, Passing] = field(default_factory=dict)
+
+    @classmethod
+    def bind(cls, checked: Checked, network: Network | None, problems: Problems) -> Self:
+        policy = super().bind(checked, network, problems)
+        plan = checked.bits
+        policy.activations, policy.bits, policy.untraced = plan.activations, plan.modules, plan.untraced
+        if network is not None and not isinstance(policy.component, QuantizesModules):
+            _must_be_readable(checked, network.model, problems)
+        return policy
 
     def begin(self, model: Module, masks: Mapping[str, Tensor], progress: Progress, blame: Callable[..., None]) -> None:
         """An epoch begins: what the quantizer may know. Readings stay the same objects all through the window."""
@@ -65,3 +77,13 @@ class QuantizationPolicy(Policy):
         if named and group:
             group["params"] = [(f"{self.name}.{index}", p) for index, p in enumerate(group["params"])]
         return group
+
+
+def _must_be_readable(checked: Checked, model: Module, problems: Problems) -> None:
+    """Say which of the weights a quantizer can't reach."""
+    chosen = {id(parameter): name for name, parameter in checked.owned.parameters.items()}
+    for module in model.modules():
+        hidden = [] if readable(module) else list(module._parameters.values())
+        for name in [chosen[id(parameter)] for parameter in hidden if id(parameter) in chosen]:
+            message = f"{name!r} can't be quantized: {type(module).__name__} does not read its weights by name"
+            problems.say(checked.made.place(checked.owned.keys[name]), message)
