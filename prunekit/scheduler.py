@@ -13,7 +13,7 @@ from torch.nn import Module
 from torch.optim import Optimizer
 
 from prunekit.components.origin import MaskChange, Result
-from prunekit.engine.build import build
+from prunekit.engine.building.build import build
 from prunekit.engine.bus import EventBus
 from prunekit.engine.conflicts import exhausted, idle_policies
 from prunekit.engine.ledger import Ledger

@@ -18,7 +18,7 @@ from typing_extensions import TypedDict
 
 from prunekit import hookimpl
 from prunekit.cli.group import prunekit
-from prunekit.engine.build import build
+from prunekit.engine.building.build import build
 from prunekit.plugins.entry_points import Offer
 from prunekit.plugins.listeners import Listener, load_plugins
 from prunekit.plugins.registry import Registry

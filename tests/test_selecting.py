@@ -26,6 +26,7 @@ from prunekit.components import Context, PerParameter, Selectors, Sparsity
 from prunekit.components.selecting import GivenSelector, given_selectors
 from prunekit.plugins.listeners import must_be
 from prunekit.plugins.registry import Found
+from prunekit.quantization import BitsQuantizer
 
 SILENT = Trace(logger=None)
 
@@ -162,6 +163,16 @@ def test_one_selector_in_two_arguments_is_refused_in_the_second() -> None:
     assert got == [("filters[1]", "'0.weight' stands in 'weights' already")]
 
 
+def test_a_component_whose_arguments_name_no_parameter_at_all_is_refused() -> None:
+    assert problems(Either) == [("class", "Either selects no parameter; give it 'weights' or 'levels'")]
+    assert problems(Either, levels={"2.weight": 0.5}) == []
+
+
+class Either(Owner):
+    def __init__(self, weights: Selectors | None = None, levels: PerParameter[Sparsity] | None = None) -> None:
+        super().__init__(weights=weights or "*", levels=levels)
+
+
 class NoSelectors:
     """A class of every kind that owns parameters, without a word on which."""
 
@@ -172,10 +183,6 @@ class NoSelectors:
     def penalty(self, parameters: Any, context: Any) -> Any: ...
 
     def quantize(self, name: Any, weight: Any, context: Any) -> Any: ...
-
-
-class WithBits(NoSelectors):
-    def bits(self, modules: Any) -> Any: ...
 
 
 @pytest.mark.parametrize("kind", ["pruner", "regularizer", "quantizer"])
@@ -189,4 +196,4 @@ def test_a_class_that_owns_parameters_must_have_an_argument_that_selects_them(ki
 
 
 def test_a_quantizer_that_speaks_of_modules_needs_no_selectors() -> None:
-    must_be(Found(WithBits, "prunekit-mine", "1"), "quantizer", "Mine")
+    must_be(Found(BitsQuantizer, "prunekit-mine", "1"), "quantizer", "Mine")

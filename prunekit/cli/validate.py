@@ -75,7 +75,7 @@ def check(
     path: Path, plugins: Plugins, application: Application | None, epochs: int | None
 ) -> tuple[Schedule, list[Finding]]:
     """A schedule as far as it can be read, and what is wrong with it, in the order of the file."""
-    from prunekit.engine.build import build
+    from prunekit.engine.building.build import build
     from prunekit.schedule.schedule import parse
     from prunekit.schedule.yaml_source import Source
 

@@ -21,6 +21,7 @@ from prunekit.plugins.lock import Entry, hash_of, hash_of_source
 from prunekit.plugins.registry import Found, Registry
 from prunekit.plugins.run_time import RunTimeComponents
 from prunekit.plugins.trust import Trust
+from prunekit.quantization.quantizable import QuantizesModules
 
 DISABLE = "PRUNEKIT_DISABLE"
 """The environment variable that switches listeners off: names, joined by commas."""
@@ -192,7 +193,8 @@ def must_be(found: Found, kind: str, name: str) -> None:
         alike = [k for k in KINDS.values() if k.methods and all(hasattr(found.cls, m) for m in k.methods)]
         hint = f"; it looks like {alike[0].described}: the group for those is {alike[0].group!r}" if alike else ""
         raise PluginError(f"{name!r} of {found.distribution} is no {kind}: it has no {missing[0]}(){hint}")
-    if KINDS[kind].owns_parameters and not hasattr(found.cls, "bits") and not selecting_arguments(found.cls, kind):
+    owns = KINDS[kind].owns_parameters and not issubclass(found.cls, QuantizesModules)
+    if owns and not selecting_arguments(found.cls, kind):
         what = "no argument of its constructor selects parameters; one must be of type Selectors or PerParameter"
         raise PluginError(f"{name!r} of {found.distribution} is no {kind}: {what}")
     hook_names(found.cls, found.distribution)

@@ -24,7 +24,7 @@ class Reader:
     def __init__(self, source: Source) -> None:
         self.source = source
         self.problems: list[Problem] = []
-        self.spoilt: list[PolicySpec] = []
+        self.without_window: list[PolicySpec] = []
 
     def top(self) -> tuple[list[ComponentSpec], list[PolicySpec]]:
         data = self.mapping(self.source.data, (), "a schedule")
@@ -91,7 +91,7 @@ class Reader:
             return None
         spec = PolicySpec(kind, name, window or Window(0, 1), args, place=int(path[-1]))
         if window is None:
-            self.spoilt.append(spec)
+            self.without_window.append(spec)
         return None if window is None else spec
 
     def mapping(self, data: Any, path: tuple[str | int, ...], what: str) -> Mapping[str, Any]:

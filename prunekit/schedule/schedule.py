@@ -18,8 +18,8 @@ from prunekit.schedule.yaml_source import Source, dump, plain
 class Schedule:
     """What to do to a network, and when.
 
-    Of a text that could be read in part, `unread` says what is wrong with the rest, and `spoilt` are policies without a
-    usable window, kept to check what else they say.
+    Of a text that could be read in part, `language_problems` say what is wrong with the rest, and `without_window` are
+    policies without a usable window, kept to check what else they say.
 
     Written back with `to_yaml` and read again it is equal. Positions of errors come from `source`.
     """
@@ -27,8 +27,8 @@ class Schedule:
     components: Sequence[ComponentSpec]
     policies: Sequence[PolicySpec]
     source: Source = field(default_factory=lambda: Source("<python>"), compare=False, repr=False)
-    unread: Sequence[Problem] = field(default=(), compare=False, repr=False)
-    spoilt: Sequence[PolicySpec] = field(default=(), compare=False, repr=False)
+    language_problems: Sequence[Problem] = field(default=(), compare=False, repr=False)
+    without_window: Sequence[PolicySpec] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         ordered = sorted(self.components, key=lambda spec: list(KINDS).index(spec.kind))
@@ -89,33 +89,34 @@ class Schedule:
 
     def problems(self) -> list[Problem]:
         """What could not be read, and what does not hold together: policies without their component, one name twice."""
-        say, found = self.source.problem, list(self.unread)
+        say, found = self.source.problem, list(self.language_problems)
         seen: set[tuple[str, str]] = set()
         for spec in self.components:
             if (spec.kind, spec.name) in seen:
                 found.append(say(spec.path, f"two components of kind {spec.kind} are called {spec.name!r}"))
             seen.add((spec.kind, spec.name))
-        for policy in (*self.policies, *self.spoilt):
+        for policy in (*self.policies, *self.without_window):
             section = KINDS[policy.kind].section
-            names = {name for kind, name in seen if kind == policy.kind} | self._named_in(section)
-            if policy.instance_name not in names and not self._is_spoilt(section):
+            names = {name for kind, name in seen if kind == policy.kind} | self._names_in_source(section)
+            if policy.instance_name not in names and not self._is_unreadable(section):
                 path = ("policies", policy.place, policy.kind, "instance_name")
                 hint = did_you_mean(policy.instance_name, names) or f"; the section {section} is empty"
                 found.append(say(path, f"no {policy.kind} is called {policy.instance_name!r}{hint}"))
         return found
 
-    def _named_in(self, section: str) -> set[str]:
+    def _names_in_source(self, section: str) -> set[str]:
         """The names in a section of the source, those included whose entry could not be understood."""
         data = self.source.data.get(section) if isinstance(self.source.data, dict) else None
         return set(data) if isinstance(data, dict) else set()
 
-    def _is_spoilt(self, section: str) -> bool:
+    def _is_unreadable(self, section: str) -> bool:
+        """Whether the source has something in place of a section, of which no name can be known."""
         data = self.source.data.get(section) if isinstance(self.source.data, dict) else None
         return data is not None and not isinstance(data, dict)
 
     def warnings(self) -> list[Problem]:
         """What is allowed and probably not meant: no version, components that no policy uses."""
-        used = {(policy.kind, policy.instance_name) for policy in (*self.policies, *self.spoilt)}
+        used = {(policy.kind, policy.instance_name) for policy in (*self.policies, *self.without_window)}
         found = [
             self.source.problem(spec.path, f"no policy uses the {spec.kind} {spec.name!r}")
             for spec in self.components
@@ -134,4 +135,4 @@ def parse(source: Source) -> Schedule:
         return Schedule((), (), source, tuple(source.problems))
     parser = Reader(source)
     components, policies = parser.top()
-    return Schedule(components, policies, source, (*source.problems, *parser.problems), tuple(parser.spoilt))
+    return Schedule(components, policies, source, (*source.problems, *parser.problems), tuple(parser.without_window))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from torch.optim import Optimizer
 
 from prunekit.components.effects import Effect, SetLearningRates
 from prunekit.components.kinds import LR_SCHEDULER
+from prunekit.engine.building.parts import Checked, GivenModel
+from prunekit.engine.building.problems import Problems
 from prunekit.engine.learning_rate import LearningRateSchedule
 from prunekit.engine.policies.policy import Policy
 from prunekit.progress import Progress
@@ -21,6 +23,17 @@ class LRPolicy(Policy):
 
     kind = LR_SCHEDULER
     component: LearningRateSchedule
+
+    @classmethod
+    def make_component(cls, component_class: type, arguments: Mapping[str, Any], optimizer: Optimizer | None) -> Any:
+        """Its values as a function of the epoch; the optimizer itself is left alone."""
+        return LearningRateSchedule(component_class, arguments, optimizer)
+
+    @classmethod
+    def bind(cls, checked: Checked, network: GivenModel | None, problems: Problems) -> Self:
+        if network is not None and network.optimizer is None:
+            problems.say(checked.place(), "a learning rate needs an optimizer, and none was given")
+        return super().bind(checked, network, problems)
 
     def hooks(self, progress: Progress) -> Iterable[tuple[str, Callable[..., Any]]]:
         if not self.window.is_active(progress):

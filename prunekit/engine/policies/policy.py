@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 from torch.nn import Module, Parameter
+from torch.optim import Optimizer
 
 from prunekit.components.context import Context
 from prunekit.components.kinds import EXTENSION, Kind
 from prunekit.components.origin import Origin
+from prunekit.engine.building.parts import Checked, GivenModel
+from prunekit.engine.building.problems import Problems
 from prunekit.plugins.hooks import Implementations
 from prunekit.progress import Progress, Window
 
@@ -45,6 +48,33 @@ class Policy:
     keys: Mapping[str, tuple[str | int, ...]] = field(default_factory=dict)
     warn: Callable[..., None] = lambda message, **values: None
     _implementations: dict[tuple[str, ...], Implementations] = field(default_factory=dict)
+
+    @classmethod
+    def make_component(cls, component_class: type, arguments: Mapping[str, Any], optimizer: Optimizer | None) -> Any:
+        """What a component of this kind becomes: an object of its class.
+
+        Raises:
+            Exception: what the constructor raised.
+        """
+        return component_class(**arguments)
+
+    @classmethod
+    def bind(cls, checked: Checked, network: GivenModel | None, problems: Problems) -> Self:
+        """The policy that was checked; what is wrong with policies of this kind alone is said.
+
+        Without a network it owns nothing.
+        """
+        spec, owned = checked.policy, checked.owned
+        return cls(
+            index=spec.place,
+            name=spec.instance_name,
+            component=checked.made.component,
+            origin=checked.origin,
+            window=spec.window,
+            parameters=owned.parameters,
+            settings=owned.settings,
+            keys=owned.keys,
+        )
 
     def implementations(self, progress: Progress) -> Iterator[Implementations]:
         """What is on the bus now: the component's own hooks while the window is open, then the policy's."""

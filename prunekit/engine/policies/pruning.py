@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -16,9 +16,13 @@ from prunekit.components.context import Context
 from prunekit.components.effects import DropMasks, Effect, KeepMasks, SetMasks, SetWeights
 from prunekit.components.kinds import PRUNER
 from prunekit.components.pruner import Listening, Observing, Pruner, PrunerArguments, Reconstructing, Scaling
+from prunekit.engine.building.parts import Checked, GivenModel
+from prunekit.engine.building.problems import Problems, text_of
 from prunekit.engine.policies.answers import chosen_masks, hands_off, must_own
 from prunekit.engine.policies.policy import Policy
+from prunekit.model.dataflow import following_batchnorms
 from prunekit.model.folding import folded_weight
+from prunekit.model.names import stable_name
 from prunekit.progress import Progress
 
 
@@ -38,6 +42,15 @@ class PruningPolicy(Policy):
     _gradient_hooks: list[RemovableHandle] = field(default_factory=list)
     _listening: list[RemovableHandle] = field(default_factory=list)
     _scales: Mapping[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def bind(cls, checked: Checked, network: GivenModel | None, problems: Problems) -> Self:
+        policy = super().bind(checked, network, problems)
+        policy.args = checked.args
+        _must_prune(checked, problems)
+        if network is not None and policy.args.fold_batchnorm:
+            policy.batchnorms = _batchnorms(checked, network.model, problems)
+        return policy
 
     def hooks(self, progress: Progress) -> Iterable[tuple[str, Callable[..., Any]]]:
         if isinstance(self.component, Observing) and self.window.prepares(progress):
@@ -169,3 +182,28 @@ def _remove(handles: list[RemovableHandle]) -> None:
     for handle in handles:
         handle.remove()
     handles.clear()
+
+
+def _must_prune(checked: Checked, problems: Problems) -> None:
+    """Say where a policy's arguments leave it nothing to do."""
+    args, window = checked.args, checked.policy.window
+    alone = window.acts_once and not window.opens_at_start
+    if args.skip_first_minibatch and alone and not args.mini_batch_pruning_frequency:
+        message = f"leaves nothing to do: {window.label()} is the only active one, and its beginning is skipped"
+        problems.say(checked.place("args", "skip_first_minibatch"), message)
+
+
+def _batchnorms(checked: Checked, model: Module, problems: Problems) -> dict[str, Module]:
+    """The batch normalization that follows each owned weight's convolution."""
+    place = checked.place("args", "fold_batchnorm")
+    try:
+        pairs = following_batchnorms(model)
+    except Exception as error:
+        problems.say(place, f"torch.fx can't trace the model to find what follows its convolutions: {text_of(error)}")
+        return {}
+    modules = {stable_name(name): module for name, module in model.named_modules()}
+    following = {f"{stable_name(conv)}.weight": modules[stable_name(norm)] for conv, norm in pairs.items()}
+    found = {name: following[name] for name in checked.owned.parameters if name in following}
+    if not found:
+        problems.say(place, "no batch normalization follows any of the convolutions that this policy prunes")
+    return found

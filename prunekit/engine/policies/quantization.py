@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -14,8 +14,11 @@ from torch.nn import Module
 from prunekit.components.context import Context
 from prunekit.components.kinds import QUANTIZER
 from prunekit.components.quantizer import Quantizer
+from prunekit.engine.building.parts import Checked, GivenModel
+from prunekit.engine.building.problems import Problems
 from prunekit.engine.policies.policy import Policy
 from prunekit.progress import Progress
+from prunekit.quantization.catalog import reads_weights_by_name
 from prunekit.quantization.quantizable import QuantizesModules
 from prunekit.quantization.values import QuantizedActivation, QuantizedWeight
 
@@ -37,6 +40,15 @@ class QuantizationPolicy(Policy):
     untraceable: Mapping[str, str] = field(default_factory=dict)
     quantized_weights: dict[str, QuantizedWeight] = field(default_factory=dict)
     quantized_activations: dict[str, QuantizedActivation] = field(default_factory=dict)
+
+    @classmethod
+    def bind(cls, checked: Checked, network: GivenModel | None, problems: Problems) -> Self:
+        policy = super().bind(checked, network, problems)
+        plan = checked.bits
+        policy.activations, policy.bits, policy.untraceable = plan.activations, plan.modules, plan.untraceable
+        if network is not None and not isinstance(policy.component, QuantizesModules):
+            _must_be_readable(checked, network.model, problems)
+        return policy
 
     def begin(self, model: Module, masks: Mapping[str, Tensor], progress: Progress, blame: Callable[..., None]) -> None:
         """An epoch begins: what the quantizer may know.
@@ -69,3 +81,13 @@ class QuantizationPolicy(Policy):
         if named and group:
             group["params"] = [(f"{self.name}.{index}", p) for index, p in enumerate(group["params"])]
         return group
+
+
+def _must_be_readable(checked: Checked, model: Module, problems: Problems) -> None:
+    """Say which of the weights a quantizer can't reach."""
+    chosen = {id(parameter): name for name, parameter in checked.owned.parameters.items()}
+    for module in model.modules():
+        hidden = [] if reads_weights_by_name(module) else list(module._parameters.values())
+        for name in [chosen[id(parameter)] for parameter in hidden if id(parameter) in chosen]:
+            message = f"{name!r} can't be quantized: {type(module).__name__} does not read its weights by name"
+            problems.say(checked.made.place(checked.owned.keys[name]), message)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 from torch.nn import Module
@@ -13,6 +13,8 @@ from prunekit.components.effects import Effect, ZeroWeights
 from prunekit.components.kinds import REGULARIZER
 from prunekit.components.loss_term import LossTerm
 from prunekit.components.regularizer import Regularizer, RegularizerArguments
+from prunekit.engine.building.parts import Checked, GivenModel
+from prunekit.engine.building.problems import Problems
 from prunekit.engine.policies.answers import chosen_masks
 from prunekit.engine.policies.policy import Policy
 from prunekit.progress import Progress
@@ -25,6 +27,16 @@ class RegularizationPolicy(Policy):
     kind = REGULARIZER
     component: Regularizer
     args: RegularizerArguments = field(default_factory=RegularizerArguments)
+
+    @classmethod
+    def bind(cls, checked: Checked, network: GivenModel | None, problems: Problems) -> Self:
+        policy = super().bind(checked, network, problems)
+        policy.args = checked.args
+        if policy.args.keep_mask and not drops_weights(policy.component):
+            class_name = checked.made.spec.class_name
+            message = f"has no effect: {class_name} drops no weights, so that no mask is made"
+            problems.warn(checked.place("args", "keep_mask"), message)
+        return policy
 
     def hooks(self, progress: Progress) -> Iterable[tuple[str, Callable[..., Any]]]:
         if not self.window.is_active(progress):

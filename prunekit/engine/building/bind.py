@@ -1,0 +1,14 @@
+"""The third step: policies, each made by the class of its kind from what was checked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from prunekit.engine.building.parts import Checked, GivenModel
+from prunekit.engine.building.problems import Problems
+from prunekit.engine.policies import POLICIES, Policy
+
+
+def bind(checked: Iterable[Checked], network: GivenModel | None, problems: Problems) -> list[Policy]:
+    """The policies of a schedule, in its order; what a kind of policy alone can find wrong is said."""
+    return [POLICIES[each.policy.kind].bind(each, network, problems) for each in checked]

@@ -1,0 +1,68 @@
+"""Schedule + registry + model + optimizer -> policies, or everything that is wrong, all of it at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch.nn import Module
+from torch.optim import Optimizer
+
+from prunekit.engine.building.bind import bind
+from prunekit.engine.building.check import Checker
+from prunekit.engine.building.find import find
+from prunekit.engine.building.parts import GivenModel
+from prunekit.engine.building.problems import Problems
+from prunekit.engine.conflicts import collisions, exhausted, idle_policies
+from prunekit.engine.policies import Policy
+from prunekit.errors import Problem
+from prunekit.plugins.registry import Found, Registry
+from prunekit.quantization.catalog import Catalog
+from prunekit.schedule.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Built:
+    """What came of a schedule. Usable if `problems` is empty; `warnings` are what has no effect.
+
+    `components` are the objects by the key of their state, `found` the classes by kind and name, `catalog` what can be
+    quantized, where somebody asked.
+    """
+
+    policies: Sequence[Policy]
+    components: Mapping[str, Any]
+    found: Mapping[tuple[str, str], Found]
+    catalog: Catalog | None
+    problems: Sequence[Problem]
+    warnings: Sequence[Problem]
+
+
+def build(
+    schedule: Schedule,
+    registry: Registry,
+    model: Module | None = None,
+    optimizer: Optimizer | None = None,
+    epochs: int | None = None,
+) -> Built:
+    """Find, check and bind everything that a schedule names; the model and the optimizer are left as they are.
+
+    Without a model nothing that depends on parameter names is checked; without `epochs`, not whether each policy acts.
+    """
+    problems = Problems(schedule.source)
+    network = None if model is None else GivenModel(model, optimizer)
+    found = find(schedule, registry, problems)
+    checker = Checker(schedule, found, network, problems)
+    policies = bind(checker.check(), network, problems)
+    problems.errors += idle_policies(schedule, epochs)
+    problems.errors += exhausted(schedule, policies, epochs)
+    problems.errors += collisions(schedule, policies)
+    names = {(spec.kind, spec.name): spec.class_name.rpartition(":")[2] for spec in schedule.components}
+    return Built(
+        policies,
+        {key: made.component for key, made in checker.made.items() if made.component is not None},
+        {(kind, names[kind, name]): each for (kind, name), each in found.items()},
+        network.read_catalog if network else None,
+        problems.errors,
+        problems.warnings,
+    )
