@@ -8,8 +8,9 @@ Each format's library is imported when the format is asked for: `pip install 'pr
 
 from prunekit.export.compressed import Compressed, compressed
 from prunekit.export.measure import Size, seconds, size_of
+from prunekit.export.onnxruntime_check import Agreement
 from prunekit.export.runs import compressed_run
-from prunekit.export.to_onnx import Agreement, to_onnx
+from prunekit.export.to_onnx import to_onnx
 from prunekit.export.to_safetensors import from_safetensors, to_safetensors
 from prunekit.export.to_torchao import to_torchao
 

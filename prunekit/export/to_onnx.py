@@ -16,12 +16,13 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from prunekit.errors import PrunekitError
 from prunekit.export.compressed import Compressed, needs
 from prunekit.export.measure import seconds
 from prunekit.export.numbers import in_half_a_byte, level_type, signed
+from prunekit.export.onnxruntime_check import Agreement, compare, forward_pass
 from prunekit.model.layers import ACTIVATIONS
 from prunekit.quantization.forward import QuantizedForward
 from prunekit.quantization.integers import Integers, Levels
@@ -29,33 +30,8 @@ from prunekit.training.checkpoint import replace_file
 
 OPSET = 21
 """The first in which QuantizeLinear and DequantizeLinear know 4 and 16 bits."""
-FLOAT_TOLERANCE = 1e-4
-"""How far outputs may be apart, as a fraction of the largest, where only weights are quantized."""
-LEVEL_TOLERANCE = 0.05
-"""How far they may be apart on average, as a fraction of their standard deviation, where activations are: one that
-lies in the middle between two levels may become either, since onnxruntime adds in another order."""
 _MARK = "prunekit"
 _NOT_NEGATIVE = frozenset().union(*(activation.names for activation in ACTIVATIONS if activation.not_negative))
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How the file's outputs in onnxruntime compare with the model's, on real inputs.
-
-    Attributes:
-        largest: difference.
-        mean: difference, as a fraction of the outputs' standard deviation.
-        same: how many inputs get the same class; None where outputs are no scores of classes.
-        of: how many inputs there were.
-        seconds: of one forward pass on one thread: `this file` in onnxruntime; `its float model` there, if anything is
-            quantized; `torch`, of floats.
-    """
-
-    largest: float
-    mean: float
-    same: int | None
-    of: int
-    seconds: Mapping[str, float]
 
 
 def to_onnx(model: Compressed, path: str | Path, *, timed: bool = True) -> Agreement:
@@ -74,11 +50,11 @@ def to_onnx(model: Compressed, path: str | Path, *, timed: bool = True) -> Agree
     weights = {str(index): whole for index, whole in enumerate(model.integers.values())}
     names = {str(index): model.names[parameter][0] for index, parameter in enumerate(model.integers)}
     proto = _Graph(_copy(marked), weights, names, levels).quantized()
-    agreement = _compare(model, proto, levels)
+    agreement = compare(model, proto, quantized=bool(levels))
     if timed:
-        forwards = {"this file": _runner(proto, model), "torch": lambda: model.model(model.inputs)}
+        forwards = {"this file": forward_pass(proto, model), "torch": lambda: model.model(model.inputs)}
         if model.integers or levels:
-            forwards["its float model"] = _runner(_Graph(marked, {}, {}, {}).floats(), model)
+            forwards["its float model"] = forward_pass(_Graph(marked, {}, {}, {}).floats(), model)
         agreement = replace(agreement, seconds=seconds(forwards))
     _write(proto, Path(path))
     return agreement
@@ -301,47 +277,6 @@ def _known(name: str, levels: Levels | None, model: Compressed) -> Levels:
         number = levels.most - levels.least + 1
         raise PrunekitError(f"the activation {name!r} has {number} levels; QuantizeLinear has at most 65536")
     return levels
-
-
-# In onnxruntime
-
-
-def _compare(model: Compressed, proto: Any, levels: Mapping[str, Levels]) -> Agreement:
-    try:
-        got = [torch.from_numpy(array) for array in _runner(proto, model)()]
-    except PrunekitError:
-        raise
-    except Exception as error:
-        raise PrunekitError(f"onnxruntime can't run what came of the model: {error}") from error
-    wanted = [value.detach().cpu() for value in tree_leaves(model.outputs) if isinstance(value, Tensor)]
-    if [tuple(tensor.shape) for tensor in got] != [tuple(tensor.shape) for tensor in wanted]:
-        raise PrunekitError("onnxruntime gives outputs of other shapes than the model")
-    one, other = (torch.cat([tensor.double().flatten() for tensor in tensors]) for tensors in (got, wanted))
-    apart = (one - other).abs()
-    largest, mean = float(apart.max()), float(apart.mean() / other.std().clamp(min=1e-30))
-    limit = FLOAT_TOLERANCE * float(other.abs().max())
-    if not (mean <= LEVEL_TOLERANCE if levels else largest <= limit):
-        allowed = f"{LEVEL_TOLERANCE:g} standard deviations on average" if levels else f"{limit:.3g}"
-        raise PrunekitError(
-            f"onnxruntime's outputs are up to {largest:.3g} from the model's, on average {mean:.3g} standard "
-            f"deviations; allowed are {allowed}"
-        )
-    first = wanted[0]
-    same = int((got[0].argmax(1) == first.argmax(1)).sum()) if len(wanted) == 1 and first.dim() == 2 else None
-    return Agreement(largest, mean, same, len(first) if first.dim() else 1, {})
-
-
-def _runner(proto: Any, model: Compressed) -> Callable[[], list[Any]]:
-    """A forward pass in onnxruntime, on one thread."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    given = [value for value in tree_leaves(model.inputs) if isinstance(value, Tensor)]
-    feed = {put.name: value.detach().cpu().numpy() for put, value in zip(session.get_inputs(), given, strict=True)}
-    return lambda: cast(list[Any], session.run(None, feed))
 
 
 def _copy(proto: Any) -> Any:
