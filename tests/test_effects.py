@@ -263,7 +263,7 @@ def test_a_new_effect_is_one_class() -> None:
             return "on_loss_terms"
 
         def prepare(self, network: Network, origin: Origin) -> Iterator[Told]:
-            values = network.masks._parameters[self.name].detach()
+            values = network.parameters[self.name].detach()
             values.mul_(2)
             yield Told("doubled", {"parameter": self.name}, hook="on_loss_terms", arguments={"means": {self.name: 2}})
 

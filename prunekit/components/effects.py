@@ -9,6 +9,7 @@ from numbers import Real
 from typing import Any
 
 from torch import Tensor
+from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from prunekit.components.origin import MaskChange, Origin
@@ -24,6 +25,11 @@ class Network:
 
     masks: Masks
     optimizer: Optimizer | None
+
+    @property
+    def parameters(self) -> Mapping[str, Parameter]:
+        """All that could have a mask, by name."""
+        return self.masks.parameters
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ class Masks(Mapping[str, Tensor]):
     """
 
     def __init__(self, parameters: Mapping[str, Parameter]) -> None:
-        self._parameters = dict(parameters)
+        self.parameters: Mapping[str, Parameter] = dict(parameters)
         self._entries: dict[str, ParameterMask] = {}
         self._enforced: list[EnforcedMasks] = []
         self._in_forward: list[ParameterMask] = []
@@ -51,8 +51,8 @@ class Masks(Mapping[str, Tensor]):
             PluginError: a name that the model lacks.
         """
         for name in names:
-            if name not in self._parameters:
-                raise PluginError(f"the model has no parameter {name!r}{did_you_mean(str(name), self._parameters)}")
+            if name not in self.parameters:
+                raise PluginError(f"the model has no parameter {name!r}{did_you_mean(str(name), self.parameters)}")
 
     def must_be_masks(self, masks: Mapping[str, object]) -> None:
         """Whether these are masks of the model's parameters.
@@ -62,7 +62,7 @@ class Masks(Mapping[str, Tensor]):
         """
         self._must_be_by_name(masks, "masks")
         for name, mask in masks.items():
-            shape = self._parameters[name].shape
+            shape = self.parameters[name].shape
             if not _is_plain(mask) or mask.dtype != torch.bool or mask.shape != shape:
                 raise PluginError(f"the mask of {name!r} must be torch.bool {tuple(shape)}, got {_described(mask)}")
 
@@ -74,7 +74,7 @@ class Masks(Mapping[str, Tensor]):
         """
         self._must_be_by_name(values, "values")
         for name, value in values.items():
-            shape = self._parameters[name].shape
+            shape = self.parameters[name].shape
             if not _is_plain(value) or not value.is_floating_point() or value.shape != shape:
                 raise PluginError(f"the values of {name!r} must be floating {tuple(shape)}, got {_described(value)}")
 
@@ -131,7 +131,7 @@ class Masks(Mapping[str, Tensor]):
         """`intersect`, in two parts."""
         former, entry = self._entries.get(name), self._entry(name)
         kept = mask if entry.kept is None else entry.kept & mask
-        entry, zeros = entry.changed(kept=kept), Zeros(self._parameters[name], kept)
+        entry, zeros = entry.changed(kept=kept), Zeros(self.parameters[name], kept)
 
         def intersect() -> tuple[float, float]:
             if self._entries.get(name) is not former:
@@ -152,7 +152,7 @@ class Masks(Mapping[str, Tensor]):
 
     def prepare_weights(self, name: str, values: Tensor) -> Callable[[], None]:
         """New values for a parameter; what is masked after the optimizer's step stays zero."""
-        parameter = self._parameters[name]
+        parameter = self.parameters[name]
         values = values.to(parameter.device, parameter.dtype)
 
         def set_weights() -> None:
@@ -166,7 +166,7 @@ class Masks(Mapping[str, Tensor]):
 
     def prepare_zeros(self, name: str, mask: Tensor) -> Callable[[], None]:
         """Set weights to zero once, where the mask is False."""
-        return Zeros(self._parameters[name], mask).apply
+        return Zeros(self.parameters[name], mask).apply
 
     # Upkeep
 
@@ -220,7 +220,7 @@ class Masks(Mapping[str, Tensor]):
 
         `values` stand in for the parameter's own, where a quantizer makes others of them.
         """
-        parameter, entry = self._parameters[name].detach() if values is None else values, self._entries.get(name)
+        parameter, entry = self.parameters[name].detach() if values is None else values, self._entries.get(name)
         if entry is not None and entry.only_in_forward:
             parameter = parameter.masked_fill(~entry.mask, 0)
         return (parameter.numel() - count_nonzero(parameter)) / max(parameter.numel(), 1)
@@ -252,11 +252,11 @@ class Masks(Mapping[str, Tensor]):
 
     def snapshot(self, names: Iterable[str]) -> Callable[[], None]:
         """Remember masks and weights of these parameters; the function that is returned puts them back."""
-        saved = {name: (self._parameters[name].detach().clone(), copy(self._entries.get(name))) for name in names}
+        saved = {name: (self.parameters[name].detach().clone(), copy(self._entries.get(name))) for name in names}
 
         def restore() -> None:
             for name, (weights, entry) in saved.items():
-                self._parameters[name].detach().copy_(weights)
+                self.parameters[name].detach().copy_(weights)
                 self._entries.pop(name, None)
                 if entry is not None:
                     entry.combine()
@@ -267,7 +267,7 @@ class Masks(Mapping[str, Tensor]):
 
     def _entry(self, name: str) -> ParameterMask:
         """The parameter's entry, or what one begins as."""
-        return self._entries.get(name) or ParameterMask(self._parameters[name])
+        return self._entries.get(name) or ParameterMask(self.parameters[name])
 
     def _put(self, name: str, entry: ParameterMask) -> None:
         entry.fill()
