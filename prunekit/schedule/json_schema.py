@@ -13,9 +13,9 @@ from prunekit.components.kinds import KINDS, Kind
 from prunekit.errors import PluginError
 from prunekit.plugins.registry import Found, Registry
 from prunekit.schedule.language import VERSION
+from prunekit.schedule.specs import WINDOW_KEYS
 
 Schema = dict[str, Any]
-_RANGE = ("starting_epoch", "ending_epoch", "frequency")
 
 
 def schema_document(registry: Registry, left_out: Callable[[str], object] = lambda reason: None) -> Schema:
@@ -117,8 +117,8 @@ def _renamed(schema: Any, title: str) -> Any:
 def _policy() -> Schema:
     """One component and its window, in one of its two forms."""
     epoch = {"type": "integer", "minimum": 0}
-    listed = {"required": ["epochs"], "properties": dict.fromkeys(_RANGE, False)}
-    ranged = {"required": list(_RANGE[:2]), "properties": {"epochs": False}}
+    listed = {"required": ["epochs"], "properties": dict.fromkeys(WINDOW_KEYS, False)}
+    ranged = {"required": list(WINDOW_KEYS[:2]), "properties": {"epochs": False}}
     return {
         "type": "object",
         "properties": {

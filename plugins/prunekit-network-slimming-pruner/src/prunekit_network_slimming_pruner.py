@@ -6,19 +6,15 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Annotated
 
-from pydantic import Field
 from torch import Tensor
 from torch.nn import Module, Parameter
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from prunekit import ArgumentError, Progress
-from prunekit.components import Context, Selectors
+from prunekit.components import Context, Selectors, Share
 from prunekit.model import Parameters, following_batchnorms
 from prunekit.pruning import FixedSparsity, GradualSparsity, Units, prune_smallest_together
-
-Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
 
 @dataclass(kw_only=True)
