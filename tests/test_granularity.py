@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
-from prunekit.pruning import Groups, Tiles, Units, fitting, granularities, groups_of
+from prunekit import Progress, Window
+from prunekit.components import Context
+from prunekit.pruning import Groups, Tiles, Units, check_group_types, fitting, granularities, groups_of
 from prunekit.pruning.granularity import GRANULARITIES, granularity_of
 
 
@@ -215,3 +217,18 @@ def test_a_tensor_has_the_groups_that_fit_its_dimensions():
     assert fitting(torch.empty(2), names) == []
     rows, columns = groups_of(torch.empty(2, 3), "Rows+Cols")
     assert (rows.number, columns.number) == (2, 3)
+
+
+def test_tensors_without_groups_of_their_type_are_refused_at_their_own_keys() -> None:
+    """What lasso and structure pruners refuse, in their words."""
+    net = nn.ModuleDict({"up": nn.ConvTranspose2d(2, 3, 1), "fc": nn.Linear(2, 3)})
+    parameters = dict(net.named_parameters())
+    types = {"up.weight": "3D", "up.bias": "3D", "fc.weight": "4D", "fc.bias": "Elements"}
+    keys: dict[str, tuple[str | int, ...]] = {name: ("regims", name) for name in types}
+    context = Context(net, {}, Progress(0), Window(0, 1), {}, keys)
+    assert list(map(str, check_group_types(parameters, types, ["2D", "Rows", "Cols"], context))) == [
+        "regims.up.weight: 'up.weight' belongs to a ConvTranspose2d: its dimension 0 is inputs, "
+        "and '3D' takes it for outputs",
+        "regims.up.bias: 'up.bias' has shape [3] and no groups '3D'; a vector has no groups at all",
+        "regims.fc.weight: 'fc.weight' has shape [3, 2] and no groups '4D'; it has 'Rows', 'Cols'",
+    ]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-from pydantic import Field
 from torch import Tensor
 from torch.nn import Parameter
 from torch.utils.hooks import RemovableHandle
 
 from prunekit.components.context import Context
+from prunekit.components.types import NonNegativeInt
 from prunekit.errors import ArgumentError
 
 
@@ -86,7 +86,7 @@ class Reconstructing(Protocol):
 class PrunerArguments:
     """The `args` of a pruner's policy."""
 
-    mini_batch_pruning_frequency: Annotated[int, Field(ge=0)] = 0
+    mini_batch_pruning_frequency: NonNegativeInt = 0
     mask_on_forward_only: bool = False
     use_double_copies: bool = False
     mask_gradients: bool = False

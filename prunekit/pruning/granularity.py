@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Protocol
 
@@ -11,7 +11,10 @@ import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
-PositiveInt = Annotated[int, Field(ge=1)]
+from prunekit.components.context import Context
+from prunekit.components.types import NonNegativeInt, PositiveInt
+from prunekit.errors import ArgumentError
+from prunekit.model.parameters import transposed
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ class Units:
             3 for a GRU's and for the queries, keys and values of `in_proj_weight`.
     """
 
-    dim: Annotated[int, Field(ge=0)]
+    dim: NonNegativeInt
     size: PositiveInt = 1
     heads: PositiveInt | None = None
     parts: PositiveInt = 1
@@ -237,6 +240,30 @@ def fitting(tensor: Tensor, names: Iterable[str]) -> list[str]:
     shapes = GRANULARITIES.values()
     has = {named.name for named in shapes if named.least_ndim <= tensor.dim() <= named.most_ndim}
     return [name for name in names if has.issuperset(name.split("+"))]
+
+
+def check_group_types(
+    parameters: Mapping[str, Tensor], group_types: Mapping[str, str], known: Sequence[str], context: Context
+) -> Iterator[ArgumentError]:
+    """One error for each parameter that has no groups of its type, or that the type takes the wrong way round.
+
+    Args:
+        parameters: by name.
+        group_types: parameter -> the name of a granularity, or of several joined by `+`.
+        known: every name that the schedule could say instead.
+        context: of the component that is being checked.
+    """
+    turned = transposed(context.model)
+    for name, tensor in parameters.items():
+        group = group_types[name]
+        if not fitting(tensor, [group]):
+            names = ", ".join(map(repr, fitting(tensor, known)))
+            hint = f"it has {names}" if names else "a vector has no groups at all"
+            message = f"{name!r} has shape {list(tensor.shape)} and no groups {group!r}; {hint}"
+            yield ArgumentError(*context.keys[name], message=message)
+        elif (owner := turned.get(name)) and not {"2D", "4D"}.issuperset(group.split("+")):
+            message = f"{name!r} belongs to a {owner}: its dimension 0 is inputs, and {group!r} takes it for outputs"
+            yield ArgumentError(*context.keys[name], message=message)
 
 
 def _keeping(tensor: Tensor, keeps: tuple[int, ...]) -> Groups:

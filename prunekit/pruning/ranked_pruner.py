@@ -5,24 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol
+from typing import Literal, Protocol
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import Parameter
 
 from prunekit.components.context import Context
-from prunekit.components.types import Selectors
+from prunekit.components.types import PositiveInt, Probability, Selectors
 from prunekit.errors import ArgumentError
 from prunekit.model.parameters import transposed
-from prunekit.pruning.granularity import Granularity, Groups, PositiveInt, Tiles, Units, granularity_of
+from prunekit.pruning.granularity import Granularity, Groups, Tiles, Units, granularity_of
 from prunekit.pruning.random_numbers import generator_at
 from prunekit.pruning.selection import prune_count
 
 RankedGroupType = Literal["3D", "Filters", "Channels", "Rows", "Blocks"]
 Rounding = Literal["floor", "ceil", "round"]
-Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 # In the language ranked "Rows" and "Channels" are both dimension 1, inputs: published schedules use them so.
 _DIMENSIONS = {"3D": 0, "Filters": 0, "Channels": 1, "Rows": 1}

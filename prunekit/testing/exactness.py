@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from prunekit.components.arguments import arguments_of
-from prunekit.components.types import Sparsity
+from prunekit.components.types import PerParameter, Sparsity
 from prunekit.testing.laws import Broken, NotApplicable, listed
 from prunekit.testing.runs import Run
 
@@ -25,7 +25,7 @@ def asked_sparsity(run: Run) -> dict[str, float]:
     arguments = {
         argument.name: run.subject.arguments.get(argument.name, argument.default)
         for argument in arguments_of(run.subject.cls, "pruner")
-        if argument.annotation in (Sparsity, dict[str, Sparsity]) and not argument.name.startswith("initial")
+        if argument.annotation in (Sparsity, PerParameter[Sparsity]) and not argument.name.startswith("initial")
     }
     if len(arguments) != 1:
         several = f"several arguments say what it asks for: {listed(arguments)}"

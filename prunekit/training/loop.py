@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from prunekit.components.kinds import KINDS
+from prunekit.components.kinds import KINDS, LR_SCHEDULER
 from prunekit.components.origin import Origin
 from prunekit.errors import PrunekitError, StateError
 from prunekit.model.optimizer import learning_rates
@@ -117,8 +117,8 @@ def default_epochs(schedule: Schedule) -> int | None:
 
 def dense_schedule(schedule: Schedule) -> Schedule:
     """What a dense twin is trained under: the schedule's learning rates and nothing else."""
-    components = [spec for spec in schedule.components if spec.kind == "lr_scheduler"]
-    return Schedule(components, [policy for policy in schedule.policies if policy.kind == "lr_scheduler"])
+    components = [spec for spec in schedule.components if spec.kind == LR_SCHEDULER.name]
+    return Schedule(components, [policy for policy in schedule.policies if policy.kind == LR_SCHEDULER.name])
 
 
 class Run:

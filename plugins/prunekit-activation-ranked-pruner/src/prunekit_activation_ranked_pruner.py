@@ -160,9 +160,8 @@ class ActivationRanked(RankedPruner):
 
     @property
     def _named(self) -> dict[str, str]:
-        return {
-            without_wrappers(name): without_wrappers(module) for name, module in (self.activations_of or {}).items()
-        }
+        named = (self.activations_of or {}).items()
+        return {without_wrappers(name): without_wrappers(module) for name, module in named}
 
     def _activations(self, parameters: Iterable[str], context: Context) -> tuple[dict[str, Activation], str]:
         """Weight -> where its activation is, and why others have none."""
@@ -180,10 +179,8 @@ class ActivationRanked(RankedPruner):
             traced, what = {}, str(error).partition("\n")[0]
             reason = f"is not found: torch.fx can't trace the model ({type(error).__name__}: {what})"
         behind = {without_wrappers(f"{layer}.weight"): activation for layer, activation in traced.items()}
-        return {
-            **found,
-            **{name: behind[without_wrappers(name)] for name in rest if without_wrappers(name) in behind},
-        }, reason
+        found |= {name: behind[bare] for name in rest if (bare := without_wrappers(name)) in behind}
+        return found, reason
 
 
 @dataclass(kw_only=True)

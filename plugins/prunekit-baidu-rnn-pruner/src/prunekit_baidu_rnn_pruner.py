@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated
 
-from pydantic import Field
 from torch import Tensor
 from torch.nn import Parameter
 
 from prunekit import ArgumentError, Progress, Window
-from prunekit.components import Context, NonNegative, Selectors
+from prunekit.components import Context, NonNegative, NonNegativeInt, Selectors
 
 
 @dataclass(kw_only=True)
@@ -36,7 +34,7 @@ class BaiduRNNPruner:
     """
 
     q: NonNegative
-    ramp_epoch_offset: Annotated[int, Field(ge=0)]
+    ramp_epoch_offset: NonNegativeInt
     ramp_slope_mult: NonNegative
     weights: Selectors
 

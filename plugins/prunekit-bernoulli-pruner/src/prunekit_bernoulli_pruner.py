@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from prunekit.components import Context
+from prunekit.components import Context, Probability
 from prunekit.pruning import FixedSparsity, GradualSparsity, Groups, RankedPruner
-
-Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, description="of being dropped")]
 
 
 @dataclass(kw_only=True)

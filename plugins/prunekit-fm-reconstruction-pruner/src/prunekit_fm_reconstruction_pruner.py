@@ -6,21 +6,17 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import Module, Parameter
 from torch.utils.hooks import RemovableHandle
 
 from prunekit import ArgumentError, Progress, hookimpl
-from prunekit.components import Context
+from prunekit.components import Context, PositiveInt, Probability
 from prunekit.model import CONVOLUTION, operation_of, owners
 from prunekit.pruning import FixedSparsity, Groups, RankedPruner, RankSums, generator_at, wide
-
-PositiveInt = Annotated[int, Field(ge=1)]
-Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 @dataclass(kw_only=True)

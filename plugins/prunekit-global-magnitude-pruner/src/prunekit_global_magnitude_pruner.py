@@ -6,18 +6,15 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import Parameter
 
 from prunekit import ArgumentError
-from prunekit.components import Context, Selectors
+from prunekit.components import Context, Selectors, Share
 from prunekit.pruning import FixedSparsity, GradualSparsity, prune_smallest_together
-
-Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
 
 @dataclass(kw_only=True)

@@ -16,11 +16,10 @@ from torch.nn import Module, Parameter
 from torch.utils.hooks import RemovableHandle
 
 from prunekit import ArgumentError, hookimpl
-from prunekit.components import Context, Selectors
+from prunekit.components import Context, PositiveInt, Selectors
 from prunekit.model import Parameters, unwrapped
 from prunekit.pruning import FixedSparsity, Units, prune_count, together
 
-PositiveInt = Annotated[int, Field(ge=1)]
 Step = PositiveInt | Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 Error = Callable[[Tensor, Tensor], Tensor]
 

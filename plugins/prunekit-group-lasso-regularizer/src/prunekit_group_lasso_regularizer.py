@@ -13,8 +13,7 @@ from torch.nn import Parameter
 
 from prunekit import ArgumentError
 from prunekit.components import Context, NonNegative, PerParameter
-from prunekit.model import transposed
-from prunekit.pruning import Groups, fitting, groups_of
+from prunekit.pruning import Groups, check_group_types, groups_of
 
 GroupType = Literal[
     "2D", "3D", "Filters", "4D", "Channels", "Rows", "Cols", "Rows+Cols", "Cols+Rows", "Channels+4D", "4D+Channels"
@@ -55,15 +54,8 @@ class GroupLassoRegularizer:
 
     def check(self, parameters: Mapping[str, Parameter], context: Context) -> Iterator[ArgumentError]:
         """One error for each parameter that has no such groups."""
-        turned = transposed(context.model)
-        for name, weight in parameters.items():
-            _, group = context.settings[name]
-            if not fitting(weight, [group]):
-                message = f"{name!r} has shape {list(weight.shape)} and no groups {group!r}; {_fitting(weight)}"
-                yield ArgumentError(*context.keys[name], message=message)
-            elif (kind := turned.get(name)) and not {"2D", "4D"}.issuperset(group.split("+")):
-                message = f"{name!r} belongs to a {kind}: its dimension 0 is inputs, and {group!r} takes it for outputs"
-                yield ArgumentError(*context.keys[name], message=message)
+        group_types = {name: group for name, (_, group) in context.settings.items()}
+        return check_group_types(parameters, group_types, get_args(GroupType), context)
 
     def penalty(self, parameters: Mapping[str, Parameter], context: Context) -> Tensor:
         regimes = [context.settings[name] for name in parameters]
@@ -191,8 +183,3 @@ def _columns(strength: float, weight: Tensor, number: int, epsilon: float) -> tu
 def _factors(strength: float, norms: Tensor) -> Tensor:
     """By which a group's weights are multiplied: 0 where they all are 0."""
     return torch.where(norms > 0, strength / norms, 0)
-
-
-def _fitting(weight: Tensor) -> str:
-    names = fitting(weight, get_args(GroupType))
-    return f"it has {', '.join(map(repr, names))}" if names else "a vector has no groups at all"

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated
 
-from pydantic import Field
 from torch import Tensor
 from torch.nn import Parameter
 
 from prunekit import ArgumentError
-from prunekit.components import Context, Selectors
+from prunekit.components import Context, NonNegativeInt, PositiveInt, Selectors
 from prunekit.pruning import keep_n_of_m
-
-NotNegative = Annotated[int, Field(ge=0)]
-PositiveInt = Annotated[int, Field(ge=1)]
 
 
 @dataclass(kw_only=True)
@@ -37,7 +32,7 @@ class NMPruner:
     weights: Selectors
     n: PositiveInt = 2
     m: PositiveInt = 4
-    dim: NotNegative = 1
+    dim: NonNegativeInt = 1
 
     def __post_init__(self) -> None:
         if self.n >= self.m:

@@ -6,18 +6,14 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Annotated
 
-from pydantic import Field
 from torch import Tensor
 from torch.nn import Module, Parameter
 
 from prunekit import ArgumentError
-from prunekit.components import Context, Selectors
+from prunekit.components import Context, Selectors, Share
 from prunekit.model import BATCH_NORM, Parameters, following_batchnorms, operation_of
 from prunekit.pruning import FixedSparsity, GradualSparsity, Units, prune_smallest_together
-
-Share = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
 
 
 @dataclass(kw_only=True)

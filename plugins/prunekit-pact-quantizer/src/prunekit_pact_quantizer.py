@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from prunekit_dorefa_quantizer import DorefaQuantizer, straight_through
-from pydantic import Field
 from torch import Tensor, distributed
 from torch.nn import Parameter
 
 from prunekit import hookimpl
-from prunekit.components import Context, NonNegative
+from prunekit.components import Context, NonNegative, Positive
 from prunekit.pruning import together
 from prunekit.quantization import Levels
 
@@ -30,7 +29,7 @@ class PACTQuantizer(DorefaQuantizer):
         act_clip_decay: the weight decay of α; none, and it is the optimizer's own.
     """
 
-    act_clip_init_val: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 8.0
+    act_clip_init_val: Positive = 8.0
     act_clip_decay: NonNegative | None = None
     _clips: dict[str, Parameter] = field(default_factory=dict, init=False, repr=False)
 

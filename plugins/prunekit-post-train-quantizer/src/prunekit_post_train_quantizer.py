@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 from prunekit_range_linear_quantizer import Linear, Mode, linear, weight_numbers
-from pydantic import Field
 from torch import Tensor, distributed
 
 from prunekit import ArgumentError, Progress, hookimpl
-from prunekit.components import Context
+from prunekit.components import Context, Positive
 from prunekit.quantization import INPUT, Bits, BitsQuantizer, Integers, Levels, ModuleBits, Quantizable
 
 # What is remembered of an activation: over samples, their number, the sums of their least and of their largest values;
@@ -56,7 +55,7 @@ class PostTrainLinearQuantizer(BitsQuantizer):
     mode: Mode = "SYMMETRIC"
     per_channel_wts: bool = False
     clip_acts: Literal["NONE", "AVG", "N_STD"] = "NONE"
-    clip_n_stds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    clip_n_stds: Positive | None = None
     _seen: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
     _looking: bool = field(default=False, init=False, repr=False)
 

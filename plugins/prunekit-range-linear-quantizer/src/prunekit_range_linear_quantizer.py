@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, distributed
 
 from prunekit import ArgumentError, hookimpl
-from prunekit.components import Context
+from prunekit.components import Context, Share
 from prunekit.quantization import INPUT, BitsQuantizer, Integers, Levels, ModuleBits, Quantizable
 
 Mode = Literal["SYMMETRIC", "SYMMETRIC_RESTRICTED", "ASYMMETRIC_SIGNED", "ASYMMETRIC_UNSIGNED"]
@@ -37,7 +37,7 @@ class QuantAwareTrainRangeLinearQuantizer(BitsQuantizer):
     """
 
     mode: Mode = "SYMMETRIC"
-    ema_decay: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    ema_decay: Share = 0.999
     per_channel_wts: bool = False
     quantize_inputs: bool = True
     num_bits_inputs: Annotated[int, Field(ge=2, le=32)] | None = None

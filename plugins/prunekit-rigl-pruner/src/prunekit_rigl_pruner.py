@@ -11,10 +11,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import Parameter
 
-from prunekit.components import Context, Selectors, Sparsity
+from prunekit.components import Context, PositiveInt, Selectors, Sparsity
 from prunekit.pruning import Distribution, budgets, draws, drop_lowest, grow_highest, random_mask
-
-PositiveInt = Annotated[int, Field(ge=1)]
 
 
 @dataclass(kw_only=True)

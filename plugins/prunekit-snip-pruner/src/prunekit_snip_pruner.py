@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import Parameter
 
-from prunekit.components import Context, Selectors, Sparsity
+from prunekit.components import Context, PositiveInt, Selectors, Sparsity
 from prunekit.pruning import prune_smallest_together
 
 Tensors = dict[str, Tensor]
@@ -36,7 +35,7 @@ class SNIPPruner:
 
     weights: Selectors
     sparsity: Sparsity
-    batches: Annotated[int, Field(ge=1)] = 1
+    batches: PositiveInt = 1
     _seen: int = field(default=0, init=False, repr=False)
     _initial: Tensors = field(default_factory=dict, init=False, repr=False)
     _gradients: Tensors = field(default_factory=dict, init=False, repr=False)
