@@ -62,7 +62,7 @@ def build(
         policies,
         {key: made.component for key, made in checker.made.items() if made.component is not None},
         {(kind, names[kind, name]): each for (kind, name), each in found.items()},
-        network.read_catalog if network else None,
+        network.catalog_if_asked if network else None,
         problems.errors,
         problems.warnings,
     )
