@@ -94,6 +94,41 @@ def train_explicit(
         scheduler.on_epoch_end(epoch, {"min": 1.0, "max": 0.5})
 
 
+class Recorder:
+    """A structlog logger that keeps the lines."""
+
+    def __init__(self) -> None:
+        self.lines: list[dict[str, Any]] = []
+
+    def __getattr__(self, level: str) -> Any:
+        return lambda event, **values: self.lines.append({"level": level, "event": event, **values})
+
+    def hooks(self) -> list[str]:
+        return [
+            f"{line['epoch']}{'.' + str(line['minibatch']) if 'minibatch' in line else ''} {line['hook']} "
+            f"{line['policy'] or line['component']}"
+            for line in self.lines
+            if line["event"] == "hook ran"
+        ]
+
+    def events(self, *events: str) -> list[dict[str, Any]]:
+        return [line for line in self.lines if line["event"] in events]
+
+
+class Network(nn.Module):
+    """The layers that schedules in the documentation name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(12, 8), nn.Linear(8, 4)
+        self.conv1, self.conv2 = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+        self.conv3, self.fc = nn.Conv2d(8, 16, 1), nn.Linear(16, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.conv3(torch.relu(self.conv2(torch.relu(self.conv1(images)))))
+        return self.fc(features.mean((2, 3))) + self.fc2(torch.relu(self.fc1(images.flatten(1)[:, :12])))
+
+
 def zeros(tensor: Tensor) -> int:
     return int((tensor == 0).sum())
 
@@ -119,8 +154,6 @@ def quantizer_problem(class_: str, **keys: Any) -> str:
 
 def quantized_epochs(card: Path, after: Callable[[int, nn.Module, CompressionScheduler], Any]) -> None:
     """The first schedule of a quantizer's card, to its end; `after` is called with each epoch."""
-    from test_docs import Network
-
     torch.manual_seed(0)
     net = Network()
     for epoch, run in enumerate(epochs_under_card(card, net, None, 201)):
@@ -146,3 +179,84 @@ class GivenGradients(nn.Module):
     def forward(self, gradients: dict[str, list[float]]) -> Tensor:
         products = [(getattr(self, name) * torch.tensor(g)).sum() for name, g in gradients.items()]
         return torch.stack(products).sum()
+
+
+# Texts that YAML might take for something else
+
+TRICKY = [
+    *[
+        "",
+        " ",
+        " a",
+        "a ",
+        "~",
+        "null",
+        "on",
+        "true",
+        "1e5",
+        "1e-4",
+        "0o7",
+        "0x1F",
+        "0777",
+        ".inf",
+        ".nan",
+        "1:30",
+        "<<",
+    ],
+    *[
+        "=",
+        "-",
+        "- a",
+        "a: b",
+        "a #b",
+        "#",
+        "*",
+        "&a",
+        "!a",
+        "%a",
+        "@",
+        "`",
+        "[",
+        "]",
+        "{}",
+        "'",
+        '"',
+        "\\",
+        "a\nb",
+        "\n",
+    ],
+    *[
+        "a\n\n b\n",
+        "\t",
+        "a\tb",
+        "\x00",
+        "\x07",
+        "\x1b",
+        "\x7f",
+        "\x85",
+        "\xa0",
+        "é",
+        "Ж",
+        "\u2028",
+        "\ufeff",
+        "😀",
+        "---",
+    ],
+    *[
+        "...",
+        "?",
+        "? a",
+        ":",
+        "|",
+        ">",
+        "2020-01-01",
+        "a" * 300,
+        "word " * 60,
+        " x" * 99,
+        "\r",
+        "a\r\nb",
+        "YES",
+        "_",
+        ".",
+    ],
+]
