@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import io
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from prunekit import CompressionScheduler, Plugins, Trace, load_plugins
+from prunekit import CompressionScheduler, Plugins, Progress, ScheduleError, Trace, Window, load_plugins
+from prunekit.components import Context
+from prunekit.testing import epochs_under_card
+from prunekit.testing.runs import through_a_file as through_a_file
 
 SILENT = Trace(level="error")
 
@@ -89,13 +94,169 @@ def train_explicit(
         scheduler.on_epoch_end(epoch, {"min": 1.0, "max": 0.5})
 
 
-def through_a_file(state: Any) -> Any:
-    """Saved, and loaded as torch loads by default: plain data and tensors only."""
-    file = io.BytesIO()
-    torch.save(state, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
+class Recorder:
+    """A structlog logger that keeps the lines."""
+
+    def __init__(self) -> None:
+        self.lines: list[dict[str, Any]] = []
+
+    def __getattr__(self, level: str) -> Any:
+        return lambda event, **values: self.lines.append({"level": level, "event": event, **values})
+
+    def hooks(self) -> list[str]:
+        return [
+            f"{line['epoch']}{'.' + str(line['minibatch']) if 'minibatch' in line else ''} {line['hook']} "
+            f"{line['policy'] or line['component']}"
+            for line in self.lines
+            if line["event"] == "hook ran"
+        ]
+
+    def events(self, *events: str) -> list[dict[str, Any]]:
+        return [line for line in self.lines if line["event"] in events]
+
+
+class Network(nn.Module):
+    """The layers that schedules in the documentation name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(12, 8), nn.Linear(8, 4)
+        self.conv1, self.conv2 = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
+        self.conv3, self.fc = nn.Conv2d(8, 16, 1), nn.Linear(16, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.conv3(torch.relu(self.conv2(torch.relu(self.conv1(images)))))
+        return self.fc(features.mean((2, 3))) + self.fc2(torch.relu(self.fc1(images.flatten(1)[:, :12])))
 
 
 def zeros(tensor: Tensor) -> int:
     return int((tensor == 0).sum())
+
+
+# Quantizers
+
+
+def quantizer_context(bits: int, model: nn.Module | None = None) -> Context:
+    """What a quantizer may know of a weight and an activation that are both called a."""
+    model = model or nn.Module()
+    return Context(model, {}, Progress(0), Window(0, 1), {"a": bits}, {}, activations={"a": bits})
+
+
+def quantizer_problem(class_: str, **keys: Any) -> str:
+    """Why a quantizer of these keys is refused for a linear layer with an activation: place and message."""
+    policy = {"quantizer": {"instance_name": "q"}, "epochs": [0]}
+    schedule = {"version": 1, "quantizers": {"q": {"class": class_, **keys}}, "policies": [policy]}
+    with pytest.raises(ScheduleError) as error:
+        CompressionScheduler.from_dict(schedule, nn.Sequential(nn.Linear(2, 2), nn.ReLU()), trace=SILENT)
+    (problem,) = error.value.problems
+    return f"{problem.path}: {problem.message}"
+
+
+def quantized_epochs(card: Path, after: Callable[[int, nn.Module, CompressionScheduler], Any]) -> None:
+    """The first schedule of a quantizer's card, to its end; `after` is called with each epoch."""
+    torch.manual_seed(0)
+    net = Network()
+    for epoch, run in enumerate(epochs_under_card(card, net, None, 201)):
+        after(epoch, net, run)
+
+
+def different_values(weight: Tensor) -> int:
+    """How many different ones there are."""
+    return len(weight.detach().unique())
+
+
+# Gradients
+
+
+class GivenGradients(nn.Module):
+    """Vectors whose gradients are what is given for them."""
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__()
+        for name, value in values.items():
+            setattr(self, name, nn.Parameter(torch.as_tensor(value)))
+
+    def forward(self, gradients: dict[str, list[float]]) -> Tensor:
+        products = [(getattr(self, name) * torch.tensor(g)).sum() for name, g in gradients.items()]
+        return torch.stack(products).sum()
+
+
+# Texts that YAML might take for something else
+
+TRICKY = [
+    *[
+        "",
+        " ",
+        " a",
+        "a ",
+        "~",
+        "null",
+        "on",
+        "true",
+        "1e5",
+        "1e-4",
+        "0o7",
+        "0x1F",
+        "0777",
+        ".inf",
+        ".nan",
+        "1:30",
+        "<<",
+    ],
+    *[
+        "=",
+        "-",
+        "- a",
+        "a: b",
+        "a #b",
+        "#",
+        "*",
+        "&a",
+        "!a",
+        "%a",
+        "@",
+        "`",
+        "[",
+        "]",
+        "{}",
+        "'",
+        '"',
+        "\\",
+        "a\nb",
+        "\n",
+    ],
+    *[
+        "a\n\n b\n",
+        "\t",
+        "a\tb",
+        "\x00",
+        "\x07",
+        "\x1b",
+        "\x7f",
+        "\x85",
+        "\xa0",
+        "é",
+        "Ж",
+        "\u2028",
+        "\ufeff",
+        "😀",
+        "---",
+    ],
+    *[
+        "...",
+        "?",
+        "? a",
+        ":",
+        "|",
+        ">",
+        "2020-01-01",
+        "a" * 300,
+        "word " * 60,
+        " x" * 99,
+        "\r",
+        "a\r\nb",
+        "YES",
+        "_",
+        ".",
+    ],
+]

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import Recorder
 from oracle_models import QNet
-from test_bus import Recorder
 from torch import nn
 
 from prunekit import ArgumentError, CompressionScheduler, ScheduleError, Trace

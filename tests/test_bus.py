@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import pytest
 import structlog
 import torch
-from helpers import MLP, SILENT, batches, pruning, train_attached, window, without_listeners
+from helpers import MLP, SILENT, Recorder, batches, pruning, train_attached, window, without_listeners
 from torch import Tensor
 
 from prunekit import (
@@ -54,27 +54,6 @@ SCHEDULE = {
         {"pruner": {"instance_name": "level", "args": {"mini_batch_pruning_frequency": 3}}, "epochs": [1]},
     ],
 }
-
-
-class Recorder:
-    """A structlog logger that keeps the lines."""
-
-    def __init__(self) -> None:
-        self.lines: list[dict[str, Any]] = []
-
-    def __getattr__(self, level: str) -> Any:
-        return lambda event, **values: self.lines.append({"level": level, "event": event, **values})
-
-    def hooks(self) -> list[str]:
-        return [
-            f"{line['epoch']}{'.' + str(line['minibatch']) if 'minibatch' in line else ''} {line['hook']} "
-            f"{line['policy'] or line['component']}"
-            for line in self.lines
-            if line["event"] == "hook ran"
-        ]
-
-    def events(self, *events: str) -> list[dict[str, Any]]:
-        return [line for line in self.lines if line["event"] in events]
 
 
 def test_golden_trace_of_a_whole_run() -> None:

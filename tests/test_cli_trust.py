@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from test_registry import PRUNER, Install, fake_site, schedule
+from fake_sites import PRUNER, Install, fake_site, schedule
 
 from prunekit.cli.group import prunekit
 from prunekit.plugins.entry_points import this_version

@@ -41,7 +41,8 @@ import pytest
 import structlog
 import torch
 from click.testing import CliRunner
-from torch import Tensor, nn
+from helpers import Network
+from torch import nn
 
 import prunekit
 from prunekit import (
@@ -75,20 +76,6 @@ VARIES = [
     (re.compile(r"\b\d+\.\d+ (s|ms)\b"), r"N \1"),
     (re.compile(r"\b(loss|accuracy:?) \d+\.\d+%?"), r"\1 N"),
 ]
-
-
-class Network(nn.Module):
-    """The layers that schedules in the documentation name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(12, 8), nn.Linear(8, 4)
-        self.conv1, self.conv2 = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3)
-        self.conv3, self.fc = nn.Conv2d(8, 16, 1), nn.Linear(16, 4)
-
-    def forward(self, images: Tensor) -> Tensor:
-        features = self.conv3(torch.relu(self.conv2(torch.relu(self.conv1(images)))))
-        return self.fc(features.mean((2, 3))) + self.fc2(torch.relu(self.fc1(images.flatten(1)[:, :12])))
 
 
 @dataclass(frozen=True)

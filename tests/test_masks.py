@@ -7,9 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import MLP, SILENT, batches, pruning, through_a_file, train_attached, train_explicit, window, zeros
+from helpers import (
+    MLP,
+    SILENT,
+    Recorder,
+    batches,
+    pruning,
+    through_a_file,
+    train_attached,
+    train_explicit,
+    window,
+    zeros,
+)
 from hypothesis import given, strategies as st
-from test_bus import Recorder
 from torch import nn
 
 from prunekit import CompressionScheduler, PrunekitError, Trace

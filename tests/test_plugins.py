@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from fake_sites import Install, fake_site, refusal, run, schedule
 from helpers import MLP, SILENT, pruning, train_attached
 from structlog.testing import capture_logs
-from test_registry import Install, fake_site, refusal, run, schedule
 
 from prunekit import CompressionScheduler, PluginError, Trace, hookimpl
 from prunekit.plugins.entry_points import Offer

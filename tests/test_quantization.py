@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import through_a_file
-from test_bus import Recorder
+from helpers import Recorder, through_a_file
 from torch import Tensor, nn
 from torch.nn import functional
 

@@ -28,6 +28,7 @@ from prunekit.components import Context
 from prunekit.model.parameters import Parameters
 from prunekit.pruning import FixedSparsity, GradualSparsity, Groups, RankedPruner
 from prunekit.pruning.ranked_pruner import number_to_prune
+from prunekit.testing import weights_model
 
 
 @dataclass(kw_only=True)
@@ -46,16 +47,6 @@ class LargestPruner(FixedSparsity, Largest):
 @dataclass(kw_only=True)
 class LargestPrunerAGP(GradualSparsity, Largest):
     """Gradually."""
-
-
-def model(**weights: Any) -> nn.Module:
-    """A model with a parameter `a.weight` for `a=[…]`."""
-    net = nn.Module()
-    for name, values in weights.items():
-        layer = nn.Module()
-        layer.weight = nn.Parameter(torch.as_tensor(values, dtype=torch.float32))
-        net.add_module(name, layer)
-    return net
 
 
 def context(net: nn.Module, epoch: int = 0, minibatch: int = -1, window: Window | None = None) -> Context:
@@ -151,7 +142,7 @@ def test_more_sparsity_never_means_fewer_groups(number: int, sparsities: list[fl
 
 
 def test_the_groups_with_the_lowest_scores_go_and_of_equal_ones_the_first() -> None:
-    net = model(a=[[5, 0], [1, 1], [0, 4], [1, 0]])
+    net = weights_model(a=[[5, 0], [1, 1], [0, 4], [1, 0]])
     pruner = LargestPruner(weights=["a.weight"], granularity={"dim": 0}, desired_sparsity=0.25)
     assert gone(pruner, net) == {"a.weight": [2, 3]}
     pruner = LargestPruner(weights=["a.weight"], granularity={"dim": 0}, desired_sparsity=0.5)
@@ -159,13 +150,13 @@ def test_the_groups_with_the_lowest_scores_go_and_of_equal_ones_the_first() -> N
 
 
 def test_less_than_one_group_leaves_the_tensor_out() -> None:
-    net = model(a=[[1], [2], [3]], b=[[1], [2], [3], [4]])
+    net = weights_model(a=[[1], [2], [3]], b=[[1], [2], [3], [4]])
     pruner = LargestPruner(weights=["a.weight", "b.weight"], granularity={"dim": 0}, desired_sparsity=0.25)
     assert gone(pruner, net) == {"b.weight": [0]}
 
 
 def test_a_gradual_pruner_follows_the_window_and_nests() -> None:
-    net = model(a=[[float(value)] for value in (7, 2, 5, 3, 8, 1, 6, 4)])
+    net = weights_model(a=[[float(value)] for value in (7, 2, 5, 3, 8, 1, 6, 4)])
     pruner = LargestPrunerAGP(
         weights="a.weight", granularity={"dim": 0}, initial_sparsity=0, final_sparsity=0.5, curve="linear"
     )
@@ -183,7 +174,7 @@ def test_a_ranking_that_knows_nothing_yet_leaves_all_out() -> None:
             return None
 
     pruner = Waiting(weights="a.weight", granularity={"dim": 0}, desired_sparsity=0.5, noise=1)
-    assert gone(pruner, model(a=[[1], [2]])) == {}
+    assert gone(pruner, weights_model(a=[[1], [2]])) == {}
 
 
 def test_a_pruner_without_a_ranking_says_what_it_lacks() -> None:
@@ -192,7 +183,7 @@ def test_a_pruner_without_a_ranking_says_what_it_lacks() -> None:
         """No scores."""
 
     with pytest.raises(NotImplementedError, match="Unranked has no ranking: it must define scores"):
-        gone(Unranked(weights="a.weight", granularity={"dim": 0}, desired_sparsity=0.5), model(a=[[1], [2]]))
+        gone(Unranked(weights="a.weight", granularity={"dim": 0}, desired_sparsity=0.5), weights_model(a=[[1], [2]]))
 
 
 @settings(deadline=None)
@@ -205,7 +196,7 @@ def test_a_pruner_without_a_ranking_says_what_it_lacks() -> None:
 def test_whole_groups_go_exactly_the_budget_and_no_kept_one_scores_lower(
     rows: list[list[int]], sparsity: float, group_size: int, rounding: Any
 ) -> None:
-    net = model(a=rows)
+    net = weights_model(a=rows)
     pruner = LargestPruner(
         weights="a.weight",
         granularity={"dim": 0},
@@ -226,8 +217,8 @@ def test_whole_groups_go_exactly_the_budget_and_no_kept_one_scores_lower(
 @given(st.permutations(range(8)), st.floats(0, 1))
 def test_which_groups_go_does_not_depend_on_their_order(order: list[int], sparsity: float) -> None:
     pruner = LargestPruner(weights="a.weight", granularity={"dim": 0}, desired_sparsity=sparsity)
-    straight = gone(pruner, model(a=[[value] for value in range(8)])).get("a.weight", [])
-    permuted = gone(pruner, model(a=[[value] for value in order])).get("a.weight", [])
+    straight = gone(pruner, weights_model(a=[[value] for value in range(8)])).get("a.weight", [])
+    permuted = gone(pruner, weights_model(a=[[value] for value in order])).get("a.weight", [])
     assert sorted(order[place] for place in permuted) == straight
 
 
@@ -235,7 +226,7 @@ def test_which_groups_go_does_not_depend_on_their_order(order: list[int], sparsi
 
 
 def test_followers_lose_the_groups_that_rank_lowest_in_the_leader() -> None:
-    net = model(a=[[4], [3], [2], [1]], b=[[1, 1], [9, 9], [1, 1], [9, 9]])
+    net = weights_model(a=[[4], [3], [2], [1]], b=[[1, 1], [9, 9], [1, 1], [9, 9]])
     keys: dict[str, Any] = {"granularity": {"dim": 0}, "desired_sparsity": 0.5}
     alone = LargestPruner(weights=["b.weight", "a.weight"], **keys)
     assert gone(alone, net) == {"a.weight": [2, 3], "b.weight": [0, 1, 4, 5]}
@@ -246,7 +237,7 @@ def test_followers_lose_the_groups_that_rank_lowest_in_the_leader() -> None:
 
 
 def test_the_leader_is_what_the_first_selector_selects_though_it_comes_later_in_the_model() -> None:
-    net = model(a=[[1], [2]], b=[[2], [1]], c=[[1], [2]])
+    net = weights_model(a=[[1], [2]], b=[[2], [1]], c=[[1], [2]])
     pruner = LargestPruner(
         weights=["b.*", "*.weight"], granularity={"dim": 0}, group_dependency="Leader", desired_sparsity=0.5
     )
@@ -280,7 +271,7 @@ def test_draws_depend_on_seed_epoch_mini_batch_and_parameter(name: str) -> None:
 def test_draws_leave_the_random_numbers_of_the_application_alone() -> None:
     before = torch.get_rng_state()
     pruner = LargestPruner(weights="a.weight", granularity={"dim": 0}, desired_sparsity=0.5, noise=1)
-    gone(pruner, model(a=[[1], [2], [3], [4]]))
+    gone(pruner, weights_model(a=[[1], [2], [3], [4]]))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -297,7 +288,7 @@ def test_noise_is_the_share_of_scores_that_are_multiplied_by_a_normal_draw() -> 
         def choose(self, name: str, scores: Tensor, sparsity: float, context: Context) -> None:
             self.seen.append(scores)
 
-    net = model(a=torch.ones(4000, 1))
+    net = weights_model(a=torch.ones(4000, 1))
     shares = {}
     for noise in (0, 0.25, 1):
         pruner = Seen(weights="a.weight", granularity={"dim": 0}, desired_sparsity=0.5, noise=noise)
@@ -341,7 +332,7 @@ def test_both_parents_check_their_keys() -> None:
 
 
 def test_tensors_without_such_groups_are_refused_with_name_and_shape_all_of_them() -> None:
-    net = model(a=torch.ones(4, 2), b=torch.ones(3), c=torch.ones(2, 2, 3))
+    net = weights_model(a=torch.ones(4, 2), b=torch.ones(3), c=torch.ones(2, 2, 3))
     pruner = LargestPruner(weights=["a.weight", "b.weight", "c.weight"], group_type="Filters", desired_sparsity=0.5)
     assert refusals(pruner, net) == [
         "weights[0]: 'a.weight' has shape [4, 2] and no groups 'Filters'; "
@@ -351,7 +342,7 @@ def test_tensors_without_such_groups_are_refused_with_name_and_shape_all_of_them
 
 
 def test_followers_with_another_number_of_groups_are_refused() -> None:
-    net = model(a=torch.ones(4, 2), b=torch.ones(6, 2))
+    net = weights_model(a=torch.ones(4, 2), b=torch.ones(6, 2))
     keys: dict[str, Any] = {"granularity": {"dim": 0}, "desired_sparsity": 0.5}
     led = LargestPruner(weights=["b.weight", "a.weight"], group_dependency="Leader", **keys)
     assert refusals(led, net) == [

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import TRICKY
 from hypothesis import given, settings, strategies as st
-from test_source import TRICKY
 
 from prunekit import ComponentSpec, PolicySpec, PrunekitError, Schedule, ScheduleError, Window
 

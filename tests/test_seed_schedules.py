@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_bus import Recorder
+from helpers import Recorder
 from torch import nn
 
 from examples import mnist

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import TRICKY
 from hypothesis import given, settings, strategies as st
 
 from prunekit.errors import Position
@@ -350,83 +351,6 @@ def test_data_within_itself_is_refused() -> None:
 
 # Written and read again
 
-TRICKY = [
-    *[
-        "",
-        " ",
-        " a",
-        "a ",
-        "~",
-        "null",
-        "on",
-        "true",
-        "1e5",
-        "1e-4",
-        "0o7",
-        "0x1F",
-        "0777",
-        ".inf",
-        ".nan",
-        "1:30",
-        "<<",
-    ],
-    *[
-        "=",
-        "-",
-        "- a",
-        "a: b",
-        "a #b",
-        "#",
-        "*",
-        "&a",
-        "!a",
-        "%a",
-        "@",
-        "`",
-        "[",
-        "]",
-        "{}",
-        "'",
-        '"',
-        "\\",
-        "a\nb",
-        "\n",
-    ],
-    *[
-        "a\n\n b\n",
-        "\t",
-        "a\tb",
-        "\x00",
-        "\x07",
-        "\x1b",
-        "\x7f",
-        "\x85",
-        "\xa0",
-        "é",
-        "Ж",
-        "\u2028",
-        "\ufeff",
-        "😀",
-        "---",
-    ],
-    *[
-        "...",
-        "?",
-        "? a",
-        ":",
-        "|",
-        ">",
-        "2020-01-01",
-        "a" * 300,
-        "word " * 60,
-        " x" * 99,
-        "\r",
-        "a\r\nb",
-        "YES",
-        "_",
-        ".",
-    ],
-]
 words = st.sampled_from(TRICKY) | st.text(st.characters(exclude_categories=["Cs"]))
 scalars = st.none() | st.booleans() | st.integers(-(10**40), 10**40) | st.floats(allow_nan=False) | words
 plain_data = st.recursive(

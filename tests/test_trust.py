@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from fake_sites import PRUNER, Install, fake_site, schedule
 from helpers import MLP, SILENT
-from test_registry import PRUNER, Install, fake_site, schedule
 
 from prunekit import CompressionScheduler, Lock, PluginError, Schedule, ScheduleError, Trust, load_plugins
 

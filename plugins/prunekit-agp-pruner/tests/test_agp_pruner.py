@@ -15,19 +15,9 @@ from torch import nn
 
 from prunekit import CompressionScheduler, Progress, ScheduleError, Window
 from prunekit.components import Context
-from prunekit.testing import check_component
+from prunekit.testing import check_component, weights_model
 
 HALF = {"initial_sparsity": 0.0, "final_sparsity": 0.5, "weights": ["fc1.weight"]}
-
-
-def model(**weights: Any) -> nn.Module:
-    """A model with a parameter `fc1.weight` for `fc1=[…]`."""
-    net = nn.Module()
-    for name, values in weights.items():
-        layer = nn.Module()
-        layer.weight = nn.Parameter(torch.as_tensor(values))
-        net.add_module(name, layer)
-    return net
 
 
 def scheduler(net: nn.Module, pruner: dict[str, Any], **window: Any) -> CompressionScheduler:
@@ -41,7 +31,7 @@ def scheduler(net: nn.Module, pruner: dict[str, Any], **window: Any) -> Compress
 
 def zeros_by_epoch(pruner: dict[str, Any], size: int = 16, length: int = 12, **window: Any) -> list[int]:
     """How many of the weights 1 … size of fc1 are zero after each epoch has begun."""
-    net = model(fc1=torch.arange(1.0, size + 1))
+    net = weights_model(fc1=torch.arange(1.0, size + 1))
     run = scheduler(net, pruner, **window)
     counts = []
     for epoch in range(length):
@@ -120,7 +110,7 @@ def test_another_curve_leads_to_the_same_end(curve, counts):
 
 
 def test_the_target_does_not_move_within_an_epoch():
-    net = model(fc1=torch.arange(1.0, 17))
+    net = weights_model(fc1=torch.arange(1.0, 17))
     schedule = {
         "version": 1,
         "pruners": {"agp": {"class": "AutomatedGradualPruner", **HALF}},
@@ -146,7 +136,7 @@ def test_the_target_does_not_move_within_an_epoch():
 
 
 def test_the_smallest_magnitudes_go():
-    net = model(fc1=[[-1.0, 6.0, -3.0], [2.0, -5.0, 4.0]])
+    net = weights_model(fc1=[[-1.0, 6.0, -3.0], [2.0, -5.0, 4.0]])
     run = scheduler(net, HALF, epochs=[0])
     run.on_epoch_begin(0)
     assert net.fc1.weight.tolist() == [[0, 6, 0], [0, -5, 4]]
@@ -154,14 +144,14 @@ def test_the_smallest_magnitudes_go():
 
 
 def test_of_equal_magnitudes_the_lowest_indices_go():
-    net = model(fc1=[2.0, -1.0, 1.0, -1.0, 1.0, 2.0, 1.0, 3.0])
+    net = weights_model(fc1=[2.0, -1.0, 1.0, -1.0, 1.0, 2.0, 1.0, 3.0])
     scheduler_ = scheduler(net, {**HALF, "final_sparsity": 0.375}, epochs=[0])
     scheduler_.on_epoch_begin(0)
     assert pruned(scheduler_.masks["fc1.weight"]) == [1, 2, 3]
 
 
 def test_each_tensor_is_ranked_by_itself():
-    net = model(fc1=[1.0, 2.0], fc2=[10.0, 20.0, 30.0, 40.0])
+    net = weights_model(fc1=[1.0, 2.0], fc2=[10.0, 20.0, 30.0, 40.0])
     run = scheduler(net, {**HALF, "weights": ["*"]}, epochs=[0])
     run.on_epoch_begin(0)
     assert {name: pruned(mask) for name, mask in run.masks.items()} == {"fc1.weight": [0], "fc2.weight": [0, 1]}
@@ -179,7 +169,7 @@ def test_each_tensor_is_ranked_by_itself():
     ],
 )
 def test_weights_selects_the_parameters(weights, names):
-    net = model(fc1=[1.0, 2.0], fc2=[1.0, 2.0], conv=torch.arange(1.0, 17).reshape(2, 2, 2, 2))
+    net = weights_model(fc1=[1.0, 2.0], fc2=[1.0, 2.0], conv=torch.arange(1.0, 17).reshape(2, 2, 2, 2))
     run = scheduler(net, {**HALF, "weights": weights}, epochs=[0])
     run.on_epoch_begin(0)
     assert sorted(run.masks) == sorted(names)
@@ -188,7 +178,7 @@ def test_weights_selects_the_parameters(weights, names):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_the_count_is_exact_in_every_type(dtype):
     # In bfloat16 the weights 0 … 999 are full of ties: it has 8 significant bits.
-    net = model(fc1=torch.arange(1000).to(dtype))
+    net = weights_model(fc1=torch.arange(1000).to(dtype))
     run = scheduler(net, {**HALF, "final_sparsity": 0.8015}, epochs=[0])
     run.on_epoch_begin(0)
     assert pruned(run.masks["fc1.weight"]) == list(range(801))
@@ -199,7 +189,7 @@ def test_the_count_is_exact_in_every_type(dtype):
 
 
 def test_pruning_to_the_same_sparsity_again_changes_nothing():
-    net = model(fc1=[3.0, 1.0, 2.0, 1.0])
+    net = weights_model(fc1=[3.0, 1.0, 2.0, 1.0])
     run = scheduler(net, HALF, starting_epoch=0, ending_epoch=2)
     run.on_epoch_begin(1)
     first = run.masks["fc1.weight"].tolist(), net.fc1.weight.tolist()
@@ -209,14 +199,14 @@ def test_pruning_to_the_same_sparsity_again_changes_nothing():
 
 
 def test_a_tensor_of_which_the_curve_asks_less_than_one_element_is_left_alone():
-    net = model(fc1=[1.0, 2.0, 3.0, 4.0], fc2=torch.arange(1.0, 11))
+    net = weights_model(fc1=[1.0, 2.0, 3.0, 4.0], fc2=torch.arange(1.0, 11))
     run = scheduler(net, {"initial_sparsity": 0.2, "final_sparsity": 0.5, "weights": "*"}, epochs=[0, 1])
     run.on_epoch_begin(0)
     assert {name: pruned(mask) for name, mask in run.masks.items()} == {"fc2.weight": [0, 1]}
 
 
 def test_the_trace_says_when_nothing_is_pruned_and_how_the_sparsity_changes():
-    net = model(fc1=torch.arange(1.0, 17))
+    net = weights_model(fc1=torch.arange(1.0, 17))
     with capture_logs() as lines:
         run = scheduler(net, HALF, starting_epoch=0, ending_epoch=3)
         for epoch in range(3):
@@ -232,7 +222,7 @@ def test_the_trace_says_when_nothing_is_pruned_and_how_the_sparsity_changes():
 
 def test_a_run_resumed_halfway_prunes_what_the_straight_one_does(tmp_path: Path):
     window = {"starting_epoch": 0, "ending_epoch": 4}
-    straight = model(fc1=torch.arange(1.0, 17))
+    straight = weights_model(fc1=torch.arange(1.0, 17))
     run = scheduler(straight, HALF, **window)
     for epoch in range(2):
         run.on_epoch_begin(epoch)
@@ -240,7 +230,7 @@ def test_a_run_resumed_halfway_prunes_what_the_straight_one_does(tmp_path: Path)
     torch.save((straight.state_dict(), run.state_dict()), tmp_path / "state")
     weights, state = torch.load(tmp_path / "state", weights_only=True)
 
-    resumed = model(fc1=torch.zeros(16))
+    resumed = weights_model(fc1=torch.zeros(16))
     resumed.load_state_dict(weights)
     second = scheduler(resumed, HALF, **window)
     second.load_state_dict(state)
@@ -272,7 +262,7 @@ policies:
     ending_epoch: 2
 """)
     with pytest.raises(ScheduleError) as error:
-        CompressionScheduler.from_yaml(file, model(fc1=[1.0, 2.0]))
+        CompressionScheduler.from_yaml(file, weights_model(fc1=[1.0, 2.0]))
     what = f"pruners.agp.final_sparsity: must be above initial_sparsity 0.5, got {final}"
     assert str(error.value) == f"{file}:6:21: {what}"
 
@@ -292,14 +282,14 @@ policies:
 )
 def test_what_makes_no_sense_is_refused_at_load(key, value, message):
     with pytest.raises(ScheduleError) as error:
-        scheduler(model(fc1=[1.0, 2.0]), {**HALF, key: value}, epochs=[0])
+        scheduler(weights_model(fc1=[1.0, 2.0]), {**HALF, key: value}, epochs=[0])
     (problem,) = error.value.problems
     assert (problem.path, message in problem.message) == (f"pruners.agp.{key}", True)
 
 
 def test_a_parameter_that_the_model_lacks_is_refused_with_the_nearest_one():
     with pytest.raises(ScheduleError, match=r"weights\[0\]: 'fc1.wieght' selects nothing .* nearest are 'fc1.weight'"):
-        scheduler(model(fc1=[1.0, 2.0]), {**HALF, "weights": ["fc1.wieght"]}, epochs=[0])
+        scheduler(weights_model(fc1=[1.0, 2.0]), {**HALF, "weights": ["fc1.wieght"]}, epochs=[0])
 
 
 # For any weights
@@ -314,7 +304,7 @@ def test_while_weights_stand_still_masks_are_nested_and_end_exactly_at_the_final
     values, initial, rise, length, frequency
 ):
     pruner = AutomatedGradualPruner(initial_sparsity=initial, final_sparsity=initial + rise, weights="*")
-    net, window = model(fc1=values), Window(2, 2 + length, frequency)
+    net, window = weights_model(fc1=values), Window(2, 2 + length, frequency)
     gone: set[int] = set()
     for epoch in window.active:
         masks = masks_at(pruner, epoch, net, window)

@@ -16,20 +16,10 @@ from torch import nn
 
 from prunekit import CompressionScheduler, Progress, Schedule, ScheduleError, Window
 from prunekit.components import Context
-from prunekit.testing import check_component
+from prunekit.testing import check_component, weights_model
 
 # In a window of 3 epochs with its ramp at epoch 1: θ = 2 · 4 / (2 · 1 + 3 · 2) = 1 and φ = 1.5.
 KEYS: dict[str, Any] = {"q": 4.0, "ramp_epoch_offset": 1, "ramp_slope_mult": 1.5, "weights": ["fc1.weight"]}
-
-
-def model(**weights: Any) -> nn.Module:
-    """A model with a parameter `fc1.weight` for `fc1=[…]`."""
-    net = nn.Module()
-    for name, values in weights.items():
-        layer = nn.Module()
-        layer.weight = nn.Parameter(torch.as_tensor(values))
-        net.add_module(name, layer)
-    return net
 
 
 def scheduler(net: nn.Module, window: Any = None, args: Any = None, **keys: Any) -> CompressionScheduler:
@@ -55,7 +45,7 @@ def test_the_threshold_rises_by_one_slope_before_the_ramp_and_by_another_from_it
 
 
 def test_weights_at_or_below_the_threshold_go():
-    net = model(fc1=[1.0, -1.1, 3.5, -3.6, 5.0, 5.1])
+    net = weights_model(fc1=[1.0, -1.1, 3.5, -3.6, 5.0, 5.1])
     run, seen = scheduler(net), []
     for epoch in range(3):
         run.on_epoch_begin(epoch)
@@ -106,7 +96,7 @@ def test_an_epoch_has_the_same_threshold_however_often_the_policy_is_active(star
 def test_listed_epochs_are_a_window_from_the_first_to_the_last():
     listed = thresholds(Window(epochs=[2, 3, 9]), ramp_epoch_offset=4)
     assert listed.items() <= thresholds(Window(2, 10), ramp_epoch_offset=4).items()
-    net = model(fc1=[1.0, 3.5, 5.0, 6.0])
+    net = weights_model(fc1=[1.0, 3.5, 5.0, 6.0])
     run = scheduler(net, {"epochs": [0, 2]})
     run.on_epoch_begin(0)
     run.on_epoch_begin(2)
@@ -114,7 +104,7 @@ def test_listed_epochs_are_a_window_from_the_first_to_the_last():
 
 
 def test_one_pruner_in_two_windows_has_a_threshold_in_each():
-    net = model(fc1=[1.0, 3.5, 5.0, 6.0])
+    net = weights_model(fc1=[1.0, 3.5, 5.0, 6.0])
     policies = [
         {"pruner": {"instance_name": "rnn"}, "starting_epoch": start, "ending_epoch": start + 3} for start in (0, 10)
     ]
@@ -129,7 +119,7 @@ def test_one_pruner_in_two_windows_has_a_threshold_in_each():
 
 
 def test_all_weights_of_a_pruner_share_it_and_others_are_left_alone():
-    net = model(fc1=[1.0, 2.0], fc2=[[0.5], [9.0]], fc3=[0.5, 9.0])
+    net = weights_model(fc1=[1.0, 2.0], fc2=[[0.5], [9.0]], fc3=[0.5, 9.0])
     run = scheduler(net, weights=["fc1.weight", "fc2.*"])
     run.on_epoch_begin(0)
     assert [p.tolist() for p in net.parameters()] == [[0, 2], [[0], [9]], [0.5, 9]]
@@ -137,7 +127,7 @@ def test_all_weights_of_a_pruner_share_it_and_others_are_left_alone():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_weights_of_every_type_are_compared(dtype):
-    net = model(fc1=torch.tensor([1.0, 2.0, 3.0], dtype=dtype))
+    net = weights_model(fc1=torch.tensor([1.0, 2.0, 3.0], dtype=dtype))
     scheduler(net).on_epoch_begin(0)
     assert (net.fc1.weight.tolist(), net.fc1.weight.dtype) == ([0, 2, 3], dtype)
 
@@ -164,7 +154,7 @@ def test_weights_of_every_type_are_compared(dtype):
 )
 def test_what_makes_no_sense_is_refused_at_load(keys, path, message):
     with pytest.raises(ScheduleError) as error:
-        scheduler(model(fc1=[1.0, 2.0]), **keys)
+        scheduler(weights_model(fc1=[1.0, 2.0]), **keys)
     (problem,) = error.value.problems
     assert (problem.path, message in problem.message) == (f"pruners.rnn.{path}", True)
 
@@ -175,7 +165,7 @@ numbers = st.lists(st.integers(-9, 9).map(float), min_size=1, max_size=30)
 
 
 def chosen(values: list[float], epoch: int, window: Window, **keys: Any) -> torch.Tensor:
-    net = model(w=values)
+    net = weights_model(w=values)
     context = Context(net, {}, Progress(epoch), window, {"w.weight": None}, {})
     return pruner(weights="*", **keys).compute_masks(dict(net.named_parameters()), context)["w.weight"]
 
@@ -198,7 +188,7 @@ def test_the_schedule_of_the_card_has_the_thresholds_that_the_card_says():
     (schedule, *_) = re.findall(r"```yaml\n(.*?)```", card, re.DOTALL)
     assert "The threshold is 0.008 in epoch 0, 0.04 in epoch 4, 0.06 in epoch 5," in card
     assert "and 0.108 in epoch 9." in card
-    net = model(fc1=(torch.arange(1000) + 0.5) / 1000, fc2=torch.ones(1))
+    net = weights_model(fc1=(torch.arange(1000) + 0.5) / 1000, fc2=torch.ones(1))
     run, gone = CompressionScheduler(Schedule.from_text(schedule), net), {}
     for epoch in range(10):
         run.on_epoch_begin(epoch)

@@ -2,59 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers import SILENT, different_values, quantized_epochs, quantizer_context, quantizer_problem
 from hypothesis import given, settings, strategies as st
 from prunekit_dorefa_quantizer import DorefaQuantizer
-from test_docs import Network
 from torch import nn
 
-from prunekit import CompressionScheduler, Progress, ScheduleError, Trace, Window
-from prunekit.components import Context
-from prunekit.testing import check_component, epochs_under_card
+from prunekit import CompressionScheduler
+from prunekit.testing import check_component
 
-SILENT = Trace(level="error")
-
-
-def context(bits: int, model: nn.Module | None = None) -> Context:
-    """What a quantizer may know of a weight and an activation that are both called a."""
-    model = model or nn.Module()
-    return Context(model, {}, Progress(0), Window(0, 1), {"a": bits}, {}, activations={"a": bits})
-
-
-def refused(**keys: Any) -> str:
-    section = {"class": "DorefaQuantizer", **keys}
-    policy = {"quantizer": {"instance_name": "q"}, "epochs": [0]}
-    schedule = {"version": 1, "quantizers": {"q": section}, "policies": [policy]}
-    with pytest.raises(ScheduleError) as error:
-        CompressionScheduler.from_dict(schedule, nn.Sequential(nn.Linear(2, 2), nn.ReLU()), trace=SILENT)
-    (problem,) = error.value.problems
-    return f"{problem.path}: {problem.message}"
-
-
-def run_of_the_card(after: Callable[[int, nn.Module, CompressionScheduler], Any]) -> None:
-    """The first schedule of the method card, to its end; `after` is called with each epoch."""
-    torch.manual_seed(0)
-    net = Network()
-    batch = torch.randn(4, 3, 6, 6), torch.arange(4)
-    for epoch, run in enumerate(epochs_under_card(Path(__file__).parents[1] / "README.md", net, batch, 201)):
-        after(epoch, net, run)
-
-
-def values(weight: torch.Tensor) -> int:
-    """How many different ones there are."""
-    return len(weight.detach().unique())
+CARD = Path(__file__).parents[1] / "README.md"
 
 
 # Weights
 
 
 def weights_of(bits: int, *weights: float) -> list[float]:
-    return DorefaQuantizer().quantize("a", torch.tensor(weights), context(bits)).tolist()
+    return DorefaQuantizer().quantize("a", torch.tensor(weights), quantizer_context(bits)).tolist()
 
 
 @pytest.mark.parametrize(
@@ -82,11 +50,11 @@ def test_there_are_at_most_2_to_the_bits_levels_the_order_stays_and_rounding_twi
     weights: list[float], bits: int
 ) -> None:
     given = torch.tensor(weights)
-    got = DorefaQuantizer().quantize("a", given, context(bits))
+    got = DorefaQuantizer().quantize("a", given, quantizer_context(bits))
     steps = (got + 1) / 2 * (2**bits - 1)
     torch.testing.assert_close(steps, steps.round(), atol=1e-3, rtol=0)
     assert got.abs().max() <= 1
-    assert values(got) <= 2**bits
+    assert different_values(got) <= 2**bits
     order = given.argsort()
     assert (got[order].diff() >= 0).all()
 
@@ -94,7 +62,7 @@ def test_there_are_at_most_2_to_the_bits_levels_the_order_stays_and_rounding_twi
 def test_the_gradient_flows_through_tanh_and_the_largest_weight() -> None:
     weight = torch.tensor([0.5, -1.0, 1.0, 0.2], dtype=torch.float64, requires_grad=True)
     upstream = torch.tensor([1.0, 2.0, -1.0, 0.5], dtype=torch.float64)
-    DorefaQuantizer().quantize("a", weight, context(3)).backward(upstream)
+    DorefaQuantizer().quantize("a", weight, quantizer_context(3)).backward(upstream)
     straight = weight.detach().clone().requires_grad_()
     squashed = straight.tanh()
     (squashed / squashed.abs().amax()).backward(upstream)  # equation 9 without its rounding
@@ -103,13 +71,13 @@ def test_the_gradient_flows_through_tanh_and_the_largest_weight() -> None:
 
 def test_a_tensor_of_zeros_has_the_gradient_of_the_values_themselves() -> None:
     weight = torch.zeros(3, requires_grad=True)
-    DorefaQuantizer().quantize("a", weight, context(4)).backward(torch.tensor([1.0, 2.0, 3.0]))
+    DorefaQuantizer().quantize("a", weight, quantizer_context(4)).backward(torch.tensor([1.0, 2.0, 3.0]))
     assert weight.grad.tolist() == [1, 2, 3]
 
 
 def test_of_one_bit_the_gradient_goes_straight_through() -> None:
     weight = torch.tensor([0.5, -3.0], requires_grad=True)
-    DorefaQuantizer().quantize("a", weight, context(1)).backward(torch.tensor([1.0, 2.0]))
+    DorefaQuantizer().quantize("a", weight, quantizer_context(1)).backward(torch.tensor([1.0, 2.0]))
     assert weight.grad.tolist() == [1, 2]
 
 
@@ -118,7 +86,7 @@ def test_of_one_bit_the_gradient_goes_straight_through() -> None:
 
 def test_activations_are_clipped_to_1_and_rounded() -> None:
     given = torch.tensor([0.0, 0.1, 0.4, 0.9, 5.0, -1.0], requires_grad=True)
-    got = DorefaQuantizer().quantize_activation("a", given, context(2))
+    got = DorefaQuantizer().quantize_activation("a", given, quantizer_context(2))
     assert got.tolist() == torch.tensor([0, 0, 1 / 3, 1, 1, 0]).tolist()
     got.sum().backward()
     assert given.grad.tolist() == [1, 1, 1, 1, 0, 0]
@@ -146,7 +114,7 @@ def test_each_key_changes_what_is_quantized(keys: dict[str, Any], expected: tupl
     schedule = {"version": 1, "quantizers": {"q": {"class": "DorefaQuantizer", **keys}}, "policies": [policy]}
     CompressionScheduler.from_dict(schedule, model, trace=SILENT).on_epoch_begin(0)
     out = set(model(x).unique().tolist()) <= {0.0, 1.0}
-    assert (values(model[0].weight), not torch.equal(model[0].bias, bias), out) == expected
+    assert (different_values(model[0].weight), not torch.equal(model[0].bias, bias), out) == expected
 
 
 @pytest.mark.parametrize(
@@ -162,7 +130,7 @@ def test_each_key_changes_what_is_quantized(keys: dict[str, Any], expected: tupl
     ],
 )
 def test_what_makes_no_sense_is_refused_at_load(keys: dict[str, Any], message: str) -> None:
-    assert refused(**keys).startswith(message)
+    assert quantizer_problem("DorefaQuantizer", **keys).startswith(message)
 
 
 # The card
@@ -173,9 +141,9 @@ def test_the_cards_schedule_does_what_the_card_says_to_its_end() -> None:
 
     def after(epoch: int, net: nn.Module, run: CompressionScheduler) -> None:
         layers = (net.conv1, net.conv2, net.conv3, net.fc, net.fc1)
-        seen[epoch] = [values(layer.weight) for layer in layers]
+        seen[epoch] = [different_values(layer.weight) for layer in layers]
 
-    run_of_the_card(after)
+    quantized_epochs(CARD, after)
     free = [216, 576, 128, 64, 96]
     assert seen[1] == seen[200] == free
     for epoch in (2, 100, 199):

@@ -16,20 +16,10 @@ from torch import nn
 
 from prunekit import CompressionScheduler, Progress, Schedule, ScheduleError, Trace, Window
 from prunekit.components import Context
-from prunekit.testing import check_component
+from prunekit.testing import check_component, weights_model
 
 README = Path(__file__).parents[1] / "README.md"
 SMALL_AND_LARGE = {"fc1": [0.1, 0.2, 0.3, 0.4], "fc2": [1.0, 2.0, 3.0, 4.0]}
-
-
-def model(**weights: Any) -> nn.Module:
-    """A model with a parameter `fc1.weight` for `fc1=[…]`."""
-    net = nn.Module()
-    for name, values in weights.items():
-        layer = nn.Module()
-        layer.weight = nn.Parameter(torch.as_tensor(values))
-        net.add_module(name, layer)
-    return net
 
 
 def scheduler(net: nn.Module, cls: str = "GlobalMagnitudePruner", epochs: Any = (0,), **keys: Any) -> Any:
@@ -52,7 +42,7 @@ def pruned_by(net: nn.Module, sparsity: float, **keys: Any) -> dict[str, list[in
 
 
 def test_the_smallest_weights_go_wherever_they_are():
-    net = model(fc1=[[-1.0, 6.0, -3.0], [2.0, -5.0, 4.0]], fc2=[1.5, 0.5, -9.0, 2.5])
+    net = weights_model(fc1=[[-1.0, 6.0, -3.0], [2.0, -5.0, 4.0]], fc2=[1.5, 0.5, -9.0, 2.5])
     assert pruned_by(net, 0.5) == {"fc1": [0, 3], "fc2": [0, 1, 3]}
     assert net.fc1.weight.tolist() == [[0, 6, -3], [0, -5, 4]]
     assert net.fc2.weight.tolist() == [0, 0, -9, 0]
@@ -60,33 +50,33 @@ def test_the_smallest_weights_go_wherever_they_are():
 
 @pytest.mark.parametrize(("sparsity", "count"), [(0.0, 0), (0.09, 0), (0.1, 1), (0.29, 2), (0.5, 5), (1, 10)])
 def test_the_count_is_that_of_all_weights_together_rounded_down(sparsity: float, count: int):
-    net = model(fc1=torch.arange(1.0, 5), fc2=torch.arange(5.0, 11))
+    net = weights_model(fc1=torch.arange(1.0, 5), fc2=torch.arange(5.0, 11))
     assert sum(map(len, pruned_by(net, sparsity).values())) == count
 
 
 def test_of_equal_weights_those_of_the_first_tensor_go_and_in_it_the_lowest_indices():
-    assert pruned_by(model(fc1=torch.ones(2), fc2=-torch.ones(4)), 0.5) == {"fc1": [0, 1], "fc2": [0]}
+    assert pruned_by(weights_model(fc1=torch.ones(2), fc2=-torch.ones(4)), 0.5) == {"fc1": [0, 1], "fc2": [0]}
 
 
 def test_the_selected_parameters_alone_share_the_budget():
-    net = model(fc1=[1.0, 2.0], fc2=[1.0, 2.0], conv=[0.1, 9.0])
+    net = weights_model(fc1=[1.0, 2.0], fc2=[1.0, 2.0], conv=[0.1, 9.0])
     assert pruned_by(net, 0.5, weights=["fc2.weight", "conv.weight"]) == {"fc2": [0], "conv": [0]}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_the_count_is_exact_in_every_type(dtype: torch.dtype):
     # In bfloat16 the weights 0 … 999 are full of ties: it has 8 significant bits.
-    net = model(fc1=torch.arange(500).to(dtype), fc2=torch.arange(500, 1000).to(dtype))
+    net = weights_model(fc1=torch.arange(500).to(dtype), fc2=torch.arange(500, 1000).to(dtype))
     assert pruned_by(net, 0.8015) == {"fc1": list(range(500)), "fc2": list(range(301))}
 
 
 def test_tensors_of_different_types_are_compared_by_value():
-    net = model(fc1=torch.tensor([1.0, 3.0], dtype=torch.bfloat16), fc2=torch.tensor([2.0, 4.0]))
+    net = weights_model(fc1=torch.tensor([1.0, 3.0], dtype=torch.bfloat16), fc2=torch.tensor([2.0, 4.0]))
     assert pruned_by(net, 0.5) == {"fc1": [0], "fc2": [0]}
 
 
 def test_a_tensor_of_which_nothing_goes_gets_no_mask_and_one_that_has_a_mask_gets_a_new_one():
-    net = model(**SMALL_AND_LARGE)
+    net = weights_model(**SMALL_AND_LARGE)
     run = scheduler(net, epochs=[0, 1], desired_sparsity=0.25)
     run.on_epoch_begin(0)
     assert list(run.masks) == ["fc1.weight"]
@@ -101,11 +91,11 @@ def test_a_tensor_of_which_nothing_goes_gets_no_mask_and_one_that_has_a_mask_get
 
 def test_a_tensor_that_is_emptied_is_told_in_the_log():
     with capture_logs() as lines:
-        pruned_by(model(**SMALL_AND_LARGE), 0.5)
+        pruned_by(weights_model(**SMALL_AND_LARGE), 0.5)
     (line,) = [line for line in lines if line["log_level"] == "warning"]
     assert (line["event"], line["parameter"], line["shape"]) == ("all of a tensor is pruned", "fc1.weight", [4])
     with capture_logs() as lines:
-        pruned_by(model(**SMALL_AND_LARGE), 1)
+        pruned_by(weights_model(**SMALL_AND_LARGE), 1)
     assert [line for line in lines if line["log_level"] == "warning"] == [], "that was asked for"
 
 
@@ -122,18 +112,18 @@ def test_a_tensor_that_is_emptied_is_told_in_the_log():
     ],
 )
 def test_a_floor_stays_of_each_tensor_and_the_others_make_up_for_it(floor: float, gone: dict[str, list[int]]):
-    assert pruned_by(model(**SMALL_AND_LARGE), 0.5, floor=floor) == gone
+    assert pruned_by(weights_model(**SMALL_AND_LARGE), 0.5, floor=floor) == gone
 
 
 def test_a_floor_of_seven_tenths_of_ten_is_seven():
     # 0.7 * 10 is 7.000000000000001 in floating point, of which the ceiling is 8.
-    net = model(fc1=torch.arange(1.0, 11), fc2=torch.arange(11.0, 21))
+    net = weights_model(fc1=torch.arange(1.0, 11), fc2=torch.arange(11.0, 21))
     assert pruned_by(net, 0.3, floor=0.7) == {"fc1": [0, 1, 2], "fc2": [0, 1, 2]}
 
 
 def test_a_floor_that_leaves_too_little_to_prune_is_refused_at_load():
     with pytest.raises(ScheduleError) as error:
-        scheduler(model(fc1=[1.0, 2.0, 3.0], fc2=[1.0, 2.0, 3.0]), desired_sparsity=0.7, floor=0.5)
+        scheduler(weights_model(fc1=[1.0, 2.0, 3.0], fc2=[1.0, 2.0, 3.0]), desired_sparsity=0.7, floor=0.5)
     (problem,) = error.value.problems
     assert problem.path == "pruners.p.floor"
     assert problem.message == "0.5 of each tensor leaves 2 of 6 weights to prune, and 0.7 asks for 4"
@@ -141,11 +131,11 @@ def test_a_floor_that_leaves_too_little_to_prune_is_refused_at_load():
 
 def test_under_a_curve_it_is_the_final_sparsity_that_the_floor_must_leave_room_for():
     keys = {"cls": "GlobalMagnitudePruner_AGP", "epochs": [0, 9], "initial_sparsity": 0, "floor": 0.5}
-    scheduler(model(fc1=torch.ones(10)), **keys, final_sparsity=0.5)
+    scheduler(weights_model(fc1=torch.ones(10)), **keys, final_sparsity=0.5)
     with pytest.raises(
         ScheduleError, match=r"0\.5 of each tensor leaves 5 of 10 weights to prune, and 0\.6 asks for 6"
     ):
-        scheduler(model(fc1=torch.ones(10)), **keys, final_sparsity=0.6)
+        scheduler(weights_model(fc1=torch.ones(10)), **keys, final_sparsity=0.6)
 
 
 # Normalized magnitudes
@@ -153,17 +143,17 @@ def test_under_a_curve_it_is_the_final_sparsity_that_the_floor_must_leave_room_f
 
 def test_over_its_norm_a_tensor_of_small_weights_is_like_one_of_large_weights():
     net = {"fc1": [0.1, 0.2, 0.3, 0.4], "fc2": [1.0, 2.0, 3.0, 4.1]}
-    assert pruned_by(model(**net), 0.5, normalize="none") == {"fc1": [0, 1, 2, 3]}
-    assert pruned_by(model(**net), 0.5, normalize="l2") == {"fc1": [0, 1], "fc2": [0, 1]}
-    assert pruned_by(model(**net), 0.5, normalize="mean") == {"fc1": [0, 1], "fc2": [0, 1]}
+    assert pruned_by(weights_model(**net), 0.5, normalize="none") == {"fc1": [0, 1, 2, 3]}
+    assert pruned_by(weights_model(**net), 0.5, normalize="l2") == {"fc1": [0, 1], "fc2": [0, 1]}
+    assert pruned_by(weights_model(**net), 0.5, normalize="mean") == {"fc1": [0, 1], "fc2": [0, 1]}
 
 
 def test_norm_and_mean_differ_where_weights_are_spread_differently():
     # Of [9, 3, 0 …] the norm is 9.49 and the mean 1.5; of [1, 1] they are 1.41 and 1: 3 is below 1 by the norm alone.
     weights = {"fc1": [9.0, 3.0, 0, 0, 0, 0, 0, 0], "fc2": [1.0, 1.0]}
     zeros = [2, 3, 4, 5, 6, 7]
-    assert pruned_by(model(**weights), 0.7, normalize="l2") == {"fc1": [1, *zeros]}
-    assert pruned_by(model(**weights), 0.7, normalize="mean") == {"fc1": zeros, "fc2": [0]}
+    assert pruned_by(weights_model(**weights), 0.7, normalize="l2") == {"fc1": [1, *zeros]}
+    assert pruned_by(weights_model(**weights), 0.7, normalize="mean") == {"fc1": zeros, "fc2": [0]}
 
 
 def test_the_lamp_score_is_that_of_the_paper():
@@ -175,18 +165,18 @@ def test_the_lamp_score_is_that_of_the_paper():
         expected: dict[str, list[int]] = {}
         for _, tensor, index in order[:count]:
             expected.setdefault(f"fc{tensor + 1}", []).append(index)
-        got = pruned_by(model(**net), (count + 0.5) / 7, normalize="lamp")
+        got = pruned_by(weights_model(**net), (count + 0.5) / 7, normalize="lamp")
         assert got == {name: sorted(indices) for name, indices in expected.items()}
 
 
 def test_lamp_keeps_the_largest_weight_of_each_tensor_as_long_as_there_are_others():
-    net = model(fc1=[1e-6, 2e-6], fc2=[1.0, 2.0, 3.0])
+    net = weights_model(fc1=[1e-6, 2e-6], fc2=[1.0, 2.0, 3.0])
     assert pruned_by(net, 0.6, normalize="lamp") == {"fc1": [0], "fc2": [0, 1]}
 
 
 @pytest.mark.parametrize("normalize", ["none", "l2", "mean", "lamp"])
 def test_a_tensor_of_zeros_goes_first(normalize: str):
-    assert pruned_by(model(fc1=[1.0, 2.0], fc2=[0.0, 0.0]), 0.5, normalize=normalize) == {"fc2": [0, 1]}
+    assert pruned_by(weights_model(fc1=[1.0, 2.0], fc2=[0.0, 0.0]), 0.5, normalize=normalize) == {"fc2": [0, 1]}
 
 
 @settings(deadline=None, max_examples=30)
@@ -195,7 +185,7 @@ def test_normalized_weights_of_one_tensor_keep_their_order(normalize: str, value
     # Neighbours in 24 bits would become equal if they were divided in 32 bits.
     weights = torch.tensor(values, dtype=torch.float32)
     count = len(values) // 2
-    gone = pruned_by(model(fc1=weights), (count + 0.5) / len(values), normalize=normalize).get("fc1", [])
+    gone = pruned_by(weights_model(fc1=weights), (count + 0.5) / len(values), normalize=normalize).get("fc1", [])
     assert gone == sorted(sorted(range(len(values)), key=values.__getitem__)[:count])
 
 
@@ -204,7 +194,7 @@ def test_normalized_weights_of_one_tensor_keep_their_order(normalize: str, value
 
 def test_the_sparsity_follows_the_curve_over_the_active_epochs():
     run = scheduler(
-        model(fc1=torch.arange(1.0, 5), fc2=torch.arange(5.0, 9)),
+        weights_model(fc1=torch.arange(1.0, 5), fc2=torch.arange(5.0, 9)),
         "GlobalMagnitudePruner_AGP",
         range(5),
         initial_sparsity=0,
@@ -229,7 +219,7 @@ def test_while_weights_stand_still_masks_are_nested_and_end_exactly_at_the_budge
     pruner = GlobalMagnitudePruner_AGP(
         weights="*", initial_sparsity=initial, final_sparsity=initial + rise, normalize=normalize
     )
-    net, window = model(**{f"fc{i}": row for i, row in enumerate(values)}), Window(0, 4)
+    net, window = weights_model(**{f"fc{i}": row for i, row in enumerate(values)}), Window(0, 4)
     parameters = dict(net.named_parameters())
     gone: set[tuple[str, int]] = set()
     for epoch in window.active:
@@ -248,7 +238,7 @@ def test_weights_in_another_order_lose_the_same_values(order: list[int], sparsit
     weights = torch.arange(1.0, 9)
     kept = []
     for values in (weights, weights[order]):
-        net = model(fc1=values[:3].clone(), fc2=values[3:].clone())
+        net = weights_model(fc1=values[:3].clone(), fc2=values[3:].clone())
         pruned_by(net, sparsity)
         kept.append(sorted([*net.fc1.weight.tolist(), *net.fc2.weight.tolist()]))
     assert kept[0] == kept[1]
@@ -269,7 +259,7 @@ def test_weights_in_another_order_lose_the_same_values(order: list[int], sparsit
 )
 def test_what_makes_no_sense_is_refused_at_load(key: str, value: Any, message: str):
     with pytest.raises(ScheduleError) as error:
-        scheduler(model(fc1=[1.0, 2.0]), **{"desired_sparsity": 0.5, key: value})
+        scheduler(weights_model(fc1=[1.0, 2.0]), **{"desired_sparsity": 0.5, key: value})
     (problem,) = error.value.problems
     assert (problem.path, message in problem.message) == (f"pruners.p.{key}", True), problem.message
 

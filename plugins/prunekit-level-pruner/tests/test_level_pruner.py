@@ -14,17 +14,7 @@ from torch import nn
 
 from prunekit import CompressionScheduler, Progress, ScheduleError, Window
 from prunekit.components import Context
-from prunekit.testing import check_component
-
-
-def model(**weights: Any) -> nn.Module:
-    """A model with a parameter `fc1.weight` for `fc1=[…]`."""
-    net = nn.Module()
-    for name, values in weights.items():
-        layer = nn.Module()
-        layer.weight = nn.Parameter(torch.as_tensor(values))
-        net.add_module(name, layer)
-    return net
+from prunekit.testing import check_component, weights_model
 
 
 def scheduler(net: nn.Module, levels: Any, *policies: dict[str, Any]) -> CompressionScheduler:
@@ -47,7 +37,7 @@ def pruned_by(levels: dict[str, float], net: nn.Module) -> dict[str, list[int]]:
 
 
 def test_the_smallest_magnitudes_go():
-    net = model(fc1=[[-1.0, 6.0, -3.0], [2.0, -5.0, 4.0]])
+    net = weights_model(fc1=[[-1.0, 6.0, -3.0], [2.0, -5.0, 4.0]])
     run = scheduler(net, {"fc1.weight": 0.5})
     run.on_epoch_begin(0)
     assert net.fc1.weight.tolist() == [[0, 6, 0], [0, -5, 4]]
@@ -56,45 +46,45 @@ def test_the_smallest_magnitudes_go():
 
 @pytest.mark.parametrize(("level", "gone"), [(0.25, [3]), (0.5, [2, 3]), (0.74, [2, 3]), (0.75, [1, 2, 3])])
 def test_the_level_says_how_many_go_rounded_down(level, gone):
-    assert pruned_by({"fc1.weight": level}, model(fc1=[4.0, -3.0, 2.0, 1.0])) == {"fc1.weight": gone}
+    assert pruned_by({"fc1.weight": level}, weights_model(fc1=[4.0, -3.0, 2.0, 1.0])) == {"fc1.weight": gone}
 
 
 def test_level_1_prunes_everything():
-    assert pruned_by({"fc1.weight": 1}, model(fc1=[4.0, 3.0])) == {"fc1.weight": [0, 1]}
+    assert pruned_by({"fc1.weight": 1}, weights_model(fc1=[4.0, 3.0])) == {"fc1.weight": [0, 1]}
 
 
 def test_of_equal_magnitudes_the_lowest_indices_go():
-    net = model(fc1=[2.0, -1.0, 1.0, -1.0, 1.0, 2.0, 1.0, 3.0])
+    net = weights_model(fc1=[2.0, -1.0, 1.0, -1.0, 1.0, 2.0, 1.0, 3.0])
     assert pruned_by({"fc1.weight": 0.375}, net) == {"fc1.weight": [1, 2, 3]}
 
 
 def test_a_constant_tensor_is_pruned_to_its_level_and_no_further():
-    assert pruned_by({"fc1.weight": 0.25}, model(fc1=torch.ones(2, 4))) == {"fc1.weight": [0, 1]}
+    assert pruned_by({"fc1.weight": 0.25}, weights_model(fc1=torch.ones(2, 4))) == {"fc1.weight": [0, 1]}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_the_count_is_exact_in_every_type(dtype):
     # In bfloat16 the weights 0 … 999 are full of ties: it has 8 significant bits.
-    net = model(fc1=torch.arange(1000).to(dtype))
+    net = weights_model(fc1=torch.arange(1000).to(dtype))
     assert pruned_by({"fc1.weight": 0.8015}, net) == {"fc1.weight": list(range(801))}
     assert net.fc1.weight.dtype == dtype
 
 
 @pytest.mark.parametrize("shape", [(12,), (3, 4), (2, 3, 2), (2, 1, 2, 3), (1, 2, 1, 2, 3)])
 def test_tensors_of_any_shape_are_pruned_in_their_flat_order(shape):
-    assert pruned_by({"fc1.weight": 0.25}, model(fc1=torch.ones(shape))) == {"fc1.weight": [0, 1, 2]}
+    assert pruned_by({"fc1.weight": 0.25}, weights_model(fc1=torch.ones(shape))) == {"fc1.weight": [0, 1, 2]}
 
 
 # Which parameters
 
 
 def test_each_tensor_has_its_level_and_is_ranked_by_itself():
-    net = model(fc1=[1.0, 2.0, 3.0, 4.0], fc2=[10.0, 20.0, 30.0, 40.0])
+    net = weights_model(fc1=[1.0, 2.0, 3.0, 4.0], fc2=[10.0, 20.0, 30.0, 40.0])
     assert pruned_by({"fc1.weight": 0.25, "fc2.weight": 0.5}, net) == {"fc1.weight": [0], "fc2.weight": [0, 1]}
 
 
 def test_the_star_is_every_parameter_that_nothing_else_selects_wherever_it_stands():
-    net = model(fc1=[1.0, 2.0, 3.0, 4.0], fc2=[1.0, 2.0, 3.0, 4.0], conv=[1.0, 2.0, 3.0, 4.0])
+    net = weights_model(fc1=[1.0, 2.0, 3.0, 4.0], fc2=[1.0, 2.0, 3.0, 4.0], conv=[1.0, 2.0, 3.0, 4.0])
     assert pruned_by({"*": 0.75, "fc1.weight": 0.25, "fc?.weight": 0.5}, net) == {
         "fc1.weight": [0],
         "fc2.weight": [0, 1],
@@ -103,12 +93,12 @@ def test_the_star_is_every_parameter_that_nothing_else_selects_wherever_it_stand
 
 
 def test_a_parameter_that_nothing_selects_is_left_alone():
-    net = model(fc1=[1.0, 2.0], fc2=[1.0, 2.0])
+    net = weights_model(fc1=[1.0, 2.0], fc2=[1.0, 2.0])
     assert pruned_by({"fc2.weight": 0.5}, net) == {"fc2.weight": [0]}
 
 
 def test_a_policy_may_replace_the_levels():
-    net = model(fc1=[1.0, 2.0, 3.0, 4.0], fc2=[1.0, 2.0, 3.0, 4.0])
+    net = weights_model(fc1=[1.0, 2.0, 3.0, 4.0], fc2=[1.0, 2.0, 3.0, 4.0])
     pruner = {"instance_name": "level", "args": {"levels": {"fc2.weight": 0.75}}}
     run = scheduler(
         net,
@@ -126,7 +116,7 @@ def test_a_policy_may_replace_the_levels():
 
 
 def test_pruning_to_the_same_level_again_changes_nothing():
-    net = model(fc1=[3.0, 1.0, 2.0, 1.0])
+    net = weights_model(fc1=[3.0, 1.0, 2.0, 1.0])
     run = scheduler(net, {"fc1.weight": 0.5})
     seen = []
     for epoch in (0, 1):
@@ -137,14 +127,14 @@ def test_pruning_to_the_same_level_again_changes_nothing():
 
 @pytest.mark.parametrize("level", [0, 0.0, 0.24])
 def test_a_level_of_less_than_one_element_leaves_the_tensor_alone_and_the_trace_says_so(level):
-    net = model(fc1=[4.0, 3.0, 2.0, 0.0])
+    net = weights_model(fc1=[4.0, 3.0, 2.0, 0.0])
     with capture_logs() as lines:
         assert pruned_by({"fc1.weight": level}, net) == {}
     assert [line["event"] for line in lines if "prune" in line["event"]] == ["nothing pruned"]
 
 
 def test_level_0_of_one_tensor_does_not_keep_the_others_from_being_pruned():
-    net = model(fc1=[1.0, 2.0], fc2=[1.0, 2.0])
+    net = weights_model(fc1=[1.0, 2.0], fc2=[1.0, 2.0])
     assert pruned_by({"fc1.weight": 0, "*": 0.5}, net) == {"fc2.weight": [0]}
 
 
@@ -167,7 +157,7 @@ def test_level_0_of_one_tensor_does_not_keep_the_others_from_being_pruned():
 )
 def test_what_makes_no_sense_is_refused_at_load(levels, path, message):
     with pytest.raises(ScheduleError) as error:
-        scheduler(model(fc1=[1.0, 2.0]), levels)
+        scheduler(weights_model(fc1=[1.0, 2.0]), levels)
     (problem,) = error.value.problems
     assert (problem.path, message in problem.message) == (path, True)
 
@@ -178,7 +168,7 @@ def test_what_makes_no_sense_is_refused_at_load(levels, path, message):
 @settings(deadline=None)  # the first call of torch is slow
 @given(st.lists(st.integers(-3, 3).map(float), min_size=1, max_size=60), st.floats(0, 1))
 def test_exactly_the_level_is_pruned_and_no_kept_weight_is_smaller_than_a_pruned_one(values, level):
-    net = model(fc1=values)
+    net = weights_model(fc1=values)
     parameters = dict(net.named_parameters())
     context = Context(net, {}, Progress(0), Window(0, 1), {"fc1.weight": level}, {})
     masks = SparsityLevelParameterPruner({"*": level}).compute_masks(parameters, context)

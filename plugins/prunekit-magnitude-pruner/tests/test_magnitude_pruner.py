@@ -14,17 +14,7 @@ from torch import nn
 
 from prunekit import CompressionScheduler, Progress, ScheduleError, Window
 from prunekit.components import Context
-from prunekit.testing import check_component
-
-
-def model(**weights: Any) -> nn.Module:
-    """A model with a parameter `fc1.weight` for `fc1=[…]`."""
-    net = nn.Module()
-    for name, values in weights.items():
-        layer = nn.Module()
-        layer.weight = nn.Parameter(torch.as_tensor(values))
-        net.add_module(name, layer)
-    return net
+from prunekit.testing import check_component, weights_model
 
 
 def scheduler(net: nn.Module, thresholds: Any) -> CompressionScheduler:
@@ -47,7 +37,7 @@ def pruned_by(thresholds: dict[str, float], net: nn.Module) -> dict[str, list[in
 
 
 def test_weights_at_or_below_the_threshold_go():
-    net = model(fc1=[[-1.0, 6.0, -3.0], [2.0, -5.0, 0.0]])
+    net = weights_model(fc1=[[-1.0, 6.0, -3.0], [2.0, -5.0, 0.0]])
     run = scheduler(net, {"fc1.weight": 2})
     run.on_epoch_begin(0)
     assert net.fc1.weight.tolist() == [[0, 6, -3], [0, -5, 0]]
@@ -58,19 +48,19 @@ def test_weights_at_or_below_the_threshold_go():
     ("threshold", "gone"), [(0, [4]), (0.9, [4]), (1.0, [3, 4]), (2.5, [2, 3, 4]), (9, [0, 1, 2, 3, 4])]
 )
 def test_the_threshold_says_which_go(threshold, gone):
-    assert pruned_by({"fc1.weight": threshold}, model(fc1=[4.0, -3.0, 2.0, -1.0, 0.0])) == {"fc1.weight": gone}
+    assert pruned_by({"fc1.weight": threshold}, weights_model(fc1=[4.0, -3.0, 2.0, -1.0, 0.0])) == {"fc1.weight": gone}
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_a_weight_written_like_the_threshold_goes_in_every_type(dtype):
     # 0.1 is a different number in each of these types.
-    net = model(fc1=torch.tensor([0.1, 0.11, -0.1, 0.09], dtype=dtype))
+    net = weights_model(fc1=torch.tensor([0.1, 0.11, -0.1, 0.09], dtype=dtype))
     assert pruned_by({"fc1.weight": 0.1}, net) == {"fc1.weight": [0, 2, 3]}
     assert net.fc1.weight.dtype == dtype
 
 
 def test_a_threshold_beyond_the_range_of_the_type_prunes_every_finite_weight():
-    net = model(fc1=torch.tensor([65504.0, -1.0], dtype=torch.float16))
+    net = weights_model(fc1=torch.tensor([65504.0, -1.0], dtype=torch.float16))
     assert pruned_by({"fc1.weight": 1e6}, net) == {"fc1.weight": [0, 1]}
 
 
@@ -78,12 +68,12 @@ def test_a_threshold_beyond_the_range_of_the_type_prunes_every_finite_weight():
 
 
 def test_each_tensor_has_its_threshold():
-    net = model(fc1=[1.0, 2.0, 3.0], fc2=[1.0, 2.0, 3.0])
+    net = weights_model(fc1=[1.0, 2.0, 3.0], fc2=[1.0, 2.0, 3.0])
     assert pruned_by({"fc1.weight": 1, "fc2.weight": 2}, net) == {"fc1.weight": [0], "fc2.weight": [0, 1]}
 
 
 def test_the_star_is_every_parameter_that_nothing_else_selects_wherever_it_stands():
-    net = model(fc1=[1.0, 2.0, 3.0], fc2=[1.0, 2.0, 3.0], conv=[1.0, 2.0, 3.0])
+    net = weights_model(fc1=[1.0, 2.0, 3.0], fc2=[1.0, 2.0, 3.0], conv=[1.0, 2.0, 3.0])
     assert pruned_by({"*": 3, "fc1.weight": 1, "fc?.weight": 2}, net) == {
         "fc1.weight": [0],
         "fc2.weight": [0, 1],
@@ -92,7 +82,7 @@ def test_the_star_is_every_parameter_that_nothing_else_selects_wherever_it_stand
 
 
 def test_without_a_star_the_other_parameters_are_left_alone():
-    net = model(fc1=[1.0, 2.0], fc2=[1.0, 2.0])
+    net = weights_model(fc1=[1.0, 2.0], fc2=[1.0, 2.0])
     assert pruned_by({"fc2.weight": 1}, net) == {"fc2.weight": [0]}
     assert net.fc1.weight.tolist() == [1, 2]
 
@@ -101,7 +91,7 @@ def test_without_a_star_the_other_parameters_are_left_alone():
 
 
 def test_pruning_again_changes_nothing():
-    net = model(fc1=[3.0, 1.0, 2.0, 1.0])
+    net = weights_model(fc1=[3.0, 1.0, 2.0, 1.0])
     run = scheduler(net, {"fc1.weight": 1})
     seen = []
     for epoch in (0, 1):
@@ -111,7 +101,7 @@ def test_pruning_again_changes_nothing():
 
 
 def test_a_weight_that_training_makes_small_is_pruned_at_the_next_active_epoch():
-    net = model(fc1=[3.0, 1.0, 2.0, 4.0])
+    net = weights_model(fc1=[3.0, 1.0, 2.0, 4.0])
     run = scheduler(net, {"fc1.weight": 1})
     with capture_logs() as lines:
         run.on_epoch_begin(0)
@@ -141,7 +131,7 @@ def test_a_weight_that_training_makes_small_is_pruned_at_the_next_active_epoch()
 )
 def test_what_makes_no_sense_is_refused_at_load(thresholds, path, message):
     with pytest.raises(ScheduleError) as error:
-        scheduler(model(fc1=[1.0, 2.0]), thresholds)
+        scheduler(weights_model(fc1=[1.0, 2.0]), thresholds)
     (problem,) = error.value.problems
     assert (problem.path, message in problem.message) == (f"pruners.magnitude.{path}", True)
 
@@ -155,7 +145,7 @@ numbers = st.integers(-8, 8).map(lambda n: n / 4)
 @settings(deadline=None)  # the first call of torch is slow
 @given(st.lists(numbers, min_size=1, max_size=40), numbers.map(abs), numbers.map(abs))
 def test_exactly_what_is_above_the_threshold_stays_so_a_higher_one_prunes_no_less(values, one, other):
-    net = model(fc1=values)
+    net = weights_model(fc1=values)
     parameters = dict(net.named_parameters())
     masks = []
     for threshold in sorted((one, other)):

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import MLP, GivenGradients
 from hypothesis import given, settings, strategies as st
 from prunekit_movement_pruner import MovementPruner
 from structlog.testing import capture_logs
-from torch import Tensor, nn
+from torch import nn
 
 from prunekit import CompressionScheduler, Progress, Schedule, ScheduleError, Trace, Window
 from prunekit.components import Context
@@ -20,31 +21,6 @@ from prunekit.testing import check_component
 
 README = Path(__file__).parents[1] / "README.md"
 STRAIGHT_THROUGH = {"mask_on_forward_only": True, "use_double_copies": True, "keep_mask": True}
-
-
-class Weights(nn.Module):
-    """Vectors whose gradients are what is given for them."""
-
-    def __init__(self, **values: Any) -> None:
-        super().__init__()
-        for name, value in values.items():
-            setattr(self, name, nn.Parameter(torch.as_tensor(value)))
-
-    def forward(self, gradients: dict[str, list[float]]) -> Tensor:
-        products = [(getattr(self, name) * torch.tensor(g)).sum() for name, g in gradients.items()]
-        return torch.stack(products).sum()
-
-
-class MLP(nn.Module):
-    """fc1 12 -> 8, fc2 8 -> 4."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.fc1, self.fc2 = nn.Linear(12, 8), nn.Linear(8, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(torch.relu(self.fc1(x)))
 
 
 def start(
@@ -81,7 +57,7 @@ def scores(run: CompressionScheduler) -> dict[str, list[float]]:
 
 
 def test_the_importance_is_minus_the_sum_of_weight_times_gradient_over_mini_batches():
-    net = Weights(a=[1.0, 2.0, -3.0])
+    net = GivenGradients(a=[1.0, 2.0, -3.0])
     run, optimizer = start(net, rate=1.0)
     train(net, run, optimizer, [{"a": [1.0, 0.5, 1.0]}, {"a": [2.0, -1.0, 0.0]}], [])
     # First 1 · 1, 2 · 0.5 and -3 · 1, then with the weights 0, 1.5 and -4: 0, -1.5 and 0.
@@ -91,7 +67,7 @@ def test_the_importance_is_minus_the_sum_of_weight_times_gradient_over_mini_batc
 def test_the_learning_rate_of_the_optimizer_does_not_matter():
     seen = []
     for rate in (0.0, 1e-9):
-        net = Weights(a=[1.0, 2.0, -3.0])
+        net = GivenGradients(a=[1.0, 2.0, -3.0])
         run, optimizer = start(net, rate=rate)
         train(net, run, optimizer, [{"a": [1.0, 0.5, 1.0]}], [])
         seen.append(scores(run))
@@ -99,7 +75,7 @@ def test_the_learning_rate_of_the_optimizer_does_not_matter():
 
 
 def test_scores_are_gathered_from_the_epoch_before_the_first_active_one_to_the_last_active_one():
-    net = Weights(a=[1.0, 1.0])
+    net = GivenGradients(a=[1.0, 1.0])
     run, optimizer = start(net, window={"epochs": [2, 3]}, args=STRAIGHT_THROUGH)
     train(net, run, optimizer, *[[{"a": [10.0**epoch, 0.0]}] for epoch in range(5)])
     assert scores(run) == {"a": [-1110.0, 0.0]}
@@ -107,7 +83,7 @@ def test_scores_are_gathered_from_the_epoch_before_the_first_active_one_to_the_l
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_scores_of_16_bit_weights_are_summed_in_32(dtype):
-    net = Weights(a=torch.tensor([1.0, 1.0], dtype=dtype))
+    net = GivenGradients(a=torch.tensor([1.0, 1.0], dtype=dtype))
     run, optimizer = start(net)
     train(net, run, optimizer, [{"a": [256.0, 1.0]}] + [{"a": [1.0, 1.0]}] * 100, [])  # 256 + 1 is 256 in bfloat16
     assert scores(run) == {"a": [-356.0, -101.0]}
@@ -137,7 +113,7 @@ def test_a_score_is_what_a_gradient_step_on_a_mask_that_lets_gradients_through_m
 
 
 def test_weights_that_move_towards_zero_go_however_large_they_are():
-    net = Weights(a=[1.0, 2.0, 3.0, 4.0])
+    net = GivenGradients(a=[1.0, 2.0, 3.0, 4.0])
     run, optimizer = start(net, args={})
     seen = train(net, run, optimizer, [{"a": [1.0, -1.0, 1.0, 0.0]}], [])
     assert seen == [{}, {"a": [False, True, False, True]}]
@@ -145,7 +121,7 @@ def test_weights_that_move_towards_zero_go_however_large_they_are():
 
 
 def test_of_equal_scores_those_that_come_first_go():
-    net = Weights(a=[1.0, 1.0, 1.0, 1.0])
+    net = GivenGradients(a=[1.0, 1.0, 1.0, 1.0])
     run, optimizer = start(net)
     assert train(net, run, optimizer, [{"a": [1.0] * 4}], []) == [{}, {"a": [False, False, True, True]}]
 
@@ -155,7 +131,7 @@ def test_each_tensor_is_ranked_by_itself_or_all_together():
         ("tensor", {"a": [False, False, True, True], "b": [False, True]}),
         ("global", {"a": [False, False, False, True], "b": [True, True]}),
     ):
-        net = Weights(a=[1.0, 1.0, 1.0, 1.0], b=[1.0, 1.0])
+        net = GivenGradients(a=[1.0, 1.0, 1.0, 1.0], b=[1.0, 1.0])
         run, optimizer = start(net, scope=scope)
         assert train(net, run, optimizer, [{"a": [6.0, 5.0, 4.0, 3.0], "b": [2.0, 1.0]}], []) == [{}, masks]
 
@@ -171,20 +147,20 @@ def test_each_tensor_is_ranked_by_itself_or_all_together():
     ],
 )
 def test_the_sparsity_rises_along_the_curve(keys, pruned):
-    net = Weights(a=[float(i) for i in range(8)])
+    net = GivenGradients(a=[float(i) for i in range(8)])
     run, optimizer = start(net, window={"starting_epoch": 1, "ending_epoch": 5}, **keys)
     seen = train(net, run, optimizer, *[[{"a": [1.0] * 8}]] * 5)
     assert [masks.get("a", []).count(False) for masks in seen[1:]] == pruned
 
 
 def test_only_weights_are_pruned():
-    net = Weights(a=[1.0, 2.0], b=[1.0, 2.0])
+    net = GivenGradients(a=[1.0, 2.0], b=[1.0, 2.0])
     run, optimizer = start(net, weights=["b"])
     assert train(net, run, optimizer, [{"a": [1.0, 1.0], "b": [1.0, 1.0]}], [])[1] == {"b": [True, False]}
 
 
 def test_nothing_is_pruned_while_no_gradient_has_been_seen():
-    net = Weights(a=[1.0, 2.0])
+    net = GivenGradients(a=[1.0, 2.0])
     run, optimizer = start(net, window={"epochs": [0, 1]}, final_sparsity=0.5)
     assert train(net, run, optimizer, [{"a": [1.0, 1.0]}], []) == [{}, {"a": [True, False]}]
 
@@ -195,7 +171,7 @@ SWING = [{"a": [1.0, -1.0]}], [{"a": [-4.0, 0.0]}], []
 
 
 def test_with_the_three_args_a_pruned_weight_keeps_its_value_and_comes_back_when_its_score_has_risen():
-    net = Weights(a=[1.0, 1.0])
+    net = GivenGradients(a=[1.0, 1.0])
     window = {"starting_epoch": 1, "ending_epoch": 3}
     run, optimizer = start(net, window=window, args=STRAIGHT_THROUGH, initial_sparsity=0.5, final_sparsity=0.6)
     seen = train(net, run, optimizer, *SWING)
@@ -205,7 +181,7 @@ def test_with_the_three_args_a_pruned_weight_keeps_its_value_and_comes_back_when
 
 
 def test_without_them_it_is_zero_and_its_score_stands_still():
-    net = Weights(a=[1.0, 1.0])
+    net = GivenGradients(a=[1.0, 1.0])
     window = {"starting_epoch": 1, "ending_epoch": 3}
     run, optimizer = start(net, window=window, initial_sparsity=0.5, final_sparsity=0.6)
     seen = train(net, run, optimizer, *SWING)
@@ -214,7 +190,7 @@ def test_without_them_it_is_zero_and_its_score_stands_still():
 
 
 def test_masks_may_move_within_an_epoch():
-    net = Weights(a=[1.0, 1.0])
+    net = GivenGradients(a=[1.0, 1.0])
     args = {**STRAIGHT_THROUGH, "mini_batch_pruning_frequency": 1}
     run, optimizer = start(net, args=args)
     train(net, run, optimizer, [{"a": [1.0, -1.0]}], [{"a": [-4.0, 0.0]}, {"a": [0.0, 0.0]}])
@@ -225,7 +201,7 @@ def test_masks_may_move_within_an_epoch():
 
 
 def test_a_parameter_without_a_gradient_is_left_as_it_is_with_a_warning():
-    net = Weights(a=[1.0, 2.0], b=[3.0, 4.0])
+    net = GivenGradients(a=[1.0, 2.0], b=[3.0, 4.0])
     with capture_logs() as lines:
         run, optimizer = start(net)
         seen = train(net, run, optimizer, [{"a": [1.0, 1.0]}], [])
@@ -257,7 +233,7 @@ def test_what_makes_no_sense_is_refused_at_load(keys, path, message):
 def masks_of(values: dict[str, list[float]], sparsity: float, scope: Any) -> dict[str, list[bool]]:
     pruner = MovementPruner(weights="*", initial_sparsity=0, final_sparsity=1, curve="linear", scope=scope)
     pruner.load_state_dict({"scores": {name: torch.tensor(score) for name, score in values.items()}})
-    net = Weights(**values)
+    net = GivenGradients(**values)
     window = Window(0, 1001)
     context = Context(net, {}, Progress(round(sparsity * 1000)), window, dict.fromkeys(values), {})
     return {name: mask.tolist() for name, mask in pruner.compute_masks(dict(net.named_parameters()), context).items()}

@@ -13,20 +13,10 @@ from prunekit_n_m_pruner import NMPruner
 from torch import Tensor, nn
 
 from prunekit import CompressionScheduler, Schedule, ScheduleError, Trace
-from prunekit.testing import check_component
+from prunekit.testing import check_component, weights_model
 
 README = Path(__file__).parents[1] / "README.md"
 EIGHT = [[4.0, -1.0, 2.0, -3.0, 0.1, 0.2, -0.4, 0.3]]
-
-
-def model(**weights: Any) -> nn.Module:
-    """A model with a parameter `fc1.weight` for `fc1=[…]`."""
-    net = nn.Module()
-    for name, values in weights.items():
-        layer = nn.Module()
-        layer.weight = nn.Parameter(torch.as_tensor(values))
-        net.add_module(name, layer)
-    return net
 
 
 def scheduler(net: nn.Module, epochs: Any = (0,), **keys: Any) -> CompressionScheduler:
@@ -40,7 +30,7 @@ def scheduler(net: nn.Module, epochs: Any = (0,), **keys: Any) -> CompressionSch
 
 def kept(weights: Any, **keys: Any) -> Any:
     """The mask of one tensor, as numbers."""
-    run = scheduler(model(fc1=weights), **keys)
+    run = scheduler(weights_model(fc1=weights), **keys)
     run.on_epoch_begin(0)
     return run.masks["fc1.weight"].int().tolist()
 
@@ -49,7 +39,7 @@ def kept(weights: Any, **keys: Any) -> Any:
 
 
 def test_the_two_largest_of_each_four_stay():
-    net = model(fc1=EIGHT)
+    net = weights_model(fc1=EIGHT)
     scheduler(net).on_epoch_begin(0)
     torch.testing.assert_close(net.fc1.weight.data, torch.tensor([[4.0, 0, 0, -3.0, 0, 0, -0.4, 0.3]]))
 
@@ -94,7 +84,7 @@ def test_each_group_has_exactly_its_share_in_every_type(dtype: torch.dtype):
 
 
 def test_pruning_again_changes_nothing_as_long_as_pruned_weights_stay_zero():
-    net = model(fc1=EIGHT)
+    net = weights_model(fc1=EIGHT)
     run = scheduler(net, epochs=[0, 1])
     masks = []
     for epoch in range(2):
@@ -104,7 +94,7 @@ def test_pruning_again_changes_nothing_as_long_as_pruned_weights_stay_zero():
 
 
 def test_a_weight_that_has_become_large_comes_back_where_pruned_weights_go_on_learning():
-    net = model(fc1=[[4.0, 1.0, 2.0, 3.0]])
+    net = weights_model(fc1=[[4.0, 1.0, 2.0, 3.0]])
     schedule = {
         "version": 1,
         "pruners": {"p": {"class": "NMPruner", "weights": "*"}},
@@ -138,7 +128,10 @@ def test_a_weight_that_has_become_large_comes_back_where_pruned_weights_go_on_le
 )
 def test_a_tensor_that_can_not_be_divided_is_refused_at_load(shape: Any, keys: Any, message: str):
     with pytest.raises(ScheduleError) as error:
-        scheduler(model(fc1=torch.ones(shape), fc2=torch.ones(4, 8, 4)), **{"weights": ["fc2.weight", "fc1.*"], **keys})
+        scheduler(
+            weights_model(fc1=torch.ones(shape), fc2=torch.ones(4, 8, 4)),
+            **{"weights": ["fc2.weight", "fc1.*"], **keys},
+        )
     (problem,) = error.value.problems
     assert (problem.path, problem.message) == ("pruners.p.weights[1]", message)
 
@@ -155,7 +148,7 @@ def test_a_tensor_that_can_not_be_divided_is_refused_at_load(shape: Any, keys: A
 )
 def test_what_makes_no_sense_is_refused_at_load(key: str, value: Any, message: str):
     with pytest.raises(ScheduleError) as error:
-        scheduler(model(fc1=EIGHT), **{key: value})
+        scheduler(weights_model(fc1=EIGHT), **{key: value})
     (problem,) = error.value.problems
     assert (problem.path, problem.message) == (f"pruners.p.{'n' if key == 'm' else key}", message)
 

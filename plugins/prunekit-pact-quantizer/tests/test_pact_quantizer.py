@@ -2,53 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers import SILENT, different_values, quantized_epochs, quantizer_context, quantizer_problem
 from hypothesis import given, settings, strategies as st
 from prunekit_dorefa_quantizer import DorefaQuantizer
 from prunekit_pact_quantizer import PACTQuantizer
-from test_docs import Network
 from torch import nn
 
-from prunekit import CompressionScheduler, Progress, ScheduleError, Trace, Window
-from prunekit.components import Context
-from prunekit.testing import check_component, epochs_under_card
+from prunekit import CompressionScheduler
+from prunekit.testing import check_component
 
-SILENT = Trace(level="error")
-
-
-def context(bits: int, model: nn.Module | None = None) -> Context:
-    """What a quantizer may know of a weight and an activation that are both called a."""
-    model = model or nn.Module()
-    return Context(model, {}, Progress(0), Window(0, 1), {"a": bits}, {}, activations={"a": bits})
-
-
-def refused(**keys: Any) -> str:
-    section = {"class": "PACTQuantizer", **keys}
-    policy = {"quantizer": {"instance_name": "q"}, "epochs": [0]}
-    schedule = {"version": 1, "quantizers": {"q": section}, "policies": [policy]}
-    with pytest.raises(ScheduleError) as error:
-        CompressionScheduler.from_dict(schedule, nn.Sequential(nn.Linear(2, 2), nn.ReLU()), trace=SILENT)
-    (problem,) = error.value.problems
-    return f"{problem.path}: {problem.message}"
-
-
-def run_of_the_card(after: Callable[[int, nn.Module, CompressionScheduler], Any]) -> None:
-    """The first schedule of the method card, to its end; `after` is called with each epoch."""
-    torch.manual_seed(0)
-    net = Network()
-    batch = torch.randn(4, 3, 6, 6), torch.arange(4)
-    for epoch, run in enumerate(epochs_under_card(Path(__file__).parents[1] / "README.md", net, batch, 201)):
-        after(epoch, net, run)
-
-
-def values(weight: torch.Tensor) -> int:
-    """How many different ones there are."""
-    return len(weight.detach().unique())
+CARD = Path(__file__).parents[1] / "README.md"
 
 
 # Activations
@@ -58,7 +26,7 @@ def activation(quantizer: PACTQuantizer, bits: int, *given: float) -> tuple[Any,
     """What goes on, what was given, and the clipping value."""
     (clip,) = quantizer.parameter_group(["a"], torch.device("cpu"))["params"]
     inputs = torch.tensor(given, requires_grad=True)
-    return quantizer.quantize_activation("a", inputs, context(bits)), inputs, clip
+    return quantizer.quantize_activation("a", inputs, quantizer_context(bits)), inputs, clip
 
 
 def test_activations_are_clipped_at_alpha_and_rounded_to_its_steps() -> None:
@@ -77,15 +45,15 @@ def test_the_gradient_of_alpha_is_that_of_all_that_is_clipped_and_below_it_goes_
 @given(st.lists(st.floats(0, 9, width=32), min_size=1, max_size=40), st.integers(1, 8), st.floats(0.1, 8))
 def test_there_are_at_most_2_to_the_bits_levels_between_0_and_alpha(given: list[float], bits: int, clip: float) -> None:
     got, _, _ = activation(PACTQuantizer(act_clip_init_val=clip), bits, *given)
-    assert values(got) <= 2**bits
+    assert different_values(got) <= 2**bits
     assert got.min() >= 0 and got.max() <= clip * (1 + 1e-6)
 
 
 def test_weights_are_those_of_dorefa() -> None:
     weight = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
     for bits in (1, 2, 8):
-        expected = DorefaQuantizer().quantize("a", weight, context(bits))
-        assert torch.equal(PACTQuantizer().quantize("a", weight, context(bits)), expected)
+        expected = DorefaQuantizer().quantize("a", weight, quantizer_context(bits))
+        assert torch.equal(PACTQuantizer().quantize("a", weight, quantizer_context(bits)), expected)
 
 
 # Keys
@@ -154,7 +122,7 @@ def test_its_state_is_the_clipping_values() -> None:
     ],
 )
 def test_what_makes_no_sense_is_refused_at_load(keys: dict[str, Any], message: str) -> None:
-    assert refused(**keys) == message
+    assert quantizer_problem("PACTQuantizer", **keys) == message
 
 
 # The card
@@ -167,9 +135,13 @@ def test_the_cards_schedule_does_what_the_card_says_to_its_end() -> None:
         if epoch == 0:
             net.conv2.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0].detach()))
         clips = run.state_dict()["components"]["quantizers.pact"]["clips"]
-        seen[epoch] = (values(net.conv2.weight), values(given[-1]) if epoch else 0, clips["relu"].item())
+        seen[epoch] = (
+            different_values(net.conv2.weight),
+            different_values(given[-1]) if epoch else 0,
+            clips["relu"].item(),
+        )
 
-    run_of_the_card(after)
+    quantized_epochs(CARD, after)
     assert seen[0][2] == seen[1][2] == 8
     assert min(seen[1][1], seen[200][1]) > 16
     for epoch in (2, 100, 199):

@@ -2,52 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers import SILENT, different_values, quantized_epochs, quantizer_context, quantizer_problem
 from hypothesis import given, settings, strategies as st
 from prunekit_range_linear_quantizer import QuantAwareTrainRangeLinearQuantizer, linear
-from test_docs import Network
 from torch import nn
 
-from prunekit import CompressionScheduler, Progress, ScheduleError, Trace, Window
-from prunekit.components import Context
-from prunekit.testing import check_component, epochs_under_card
+from prunekit import CompressionScheduler
+from prunekit.testing import check_component
 
-SILENT = Trace(level="error")
-
-
-def context(bits: int, model: nn.Module | None = None) -> Context:
-    """What a quantizer may know of a weight and an activation that are both called a."""
-    model = model or nn.Module()
-    return Context(model, {}, Progress(0), Window(0, 1), {"a": bits}, {}, activations={"a": bits})
-
-
-def refused(**keys: Any) -> str:
-    section = {"class": "QuantAwareTrainRangeLinearQuantizer", **keys}
-    policy = {"quantizer": {"instance_name": "q"}, "epochs": [0]}
-    schedule = {"version": 1, "quantizers": {"q": section}, "policies": [policy]}
-    with pytest.raises(ScheduleError) as error:
-        CompressionScheduler.from_dict(schedule, nn.Sequential(nn.Linear(2, 2), nn.ReLU()), trace=SILENT)
-    (problem,) = error.value.problems
-    return f"{problem.path}: {problem.message}"
-
-
-def run_of_the_card(after: Callable[[int, nn.Module, CompressionScheduler], Any]) -> None:
-    """The first schedule of the method card, to its end; `after` is called with each epoch."""
-    torch.manual_seed(0)
-    net = Network()
-    batch = torch.randn(4, 3, 6, 6), torch.arange(4)
-    for epoch, run in enumerate(epochs_under_card(Path(__file__).parents[1] / "README.md", net, batch, 201)):
-        after(epoch, net, run)
-
-
-def values(weight: torch.Tensor) -> int:
-    """How many different ones there are."""
-    return len(weight.detach().unique())
+CARD = Path(__file__).parents[1] / "README.md"
 
 
 Quantizer = QuantAwareTrainRangeLinearQuantizer
@@ -67,34 +35,34 @@ Quantizer = QuantAwareTrainRangeLinearQuantizer
 )
 def test_each_mode_has_its_scale_and_zero_point(mode: Any, expected: list[float]) -> None:
     weight = torch.tensor([-1.0, 0.0, 0.4, 2.0])
-    assert Quantizer(mode=mode).quantize("a", weight, context(2)).tolist() == pytest.approx(expected)
+    assert Quantizer(mode=mode).quantize("a", weight, quantizer_context(2)).tolist() == pytest.approx(expected)
 
 
 def test_each_output_channel_may_have_a_range_of_its_own() -> None:
     weight = torch.tensor([[-1.0, 0.4, 2.0], [0.0, 20.0, 30.0]])
-    one = Quantizer(mode="ASYMMETRIC_UNSIGNED").quantize("a", weight, context(2))
-    own = Quantizer(mode="ASYMMETRIC_UNSIGNED", per_channel_wts=True).quantize("a", weight, context(2))
+    one = Quantizer(mode="ASYMMETRIC_UNSIGNED").quantize("a", weight, quantizer_context(2))
+    own = Quantizer(mode="ASYMMETRIC_UNSIGNED", per_channel_wts=True).quantize("a", weight, quantizer_context(2))
     assert one[1].tolist() == pytest.approx([0, 62 / 3, 31])
     assert not one[0].any()
     assert own.flatten().tolist() == pytest.approx([-1, 0, 2, 0, 20, 30])
 
 
 def test_a_range_without_width_has_the_scale_1() -> None:
-    assert Quantizer().quantize("a", torch.zeros(3), context(4)).tolist() == [0, 0, 0]
-    assert Quantizer(mode="ASYMMETRIC_SIGNED").quantize("a", torch.zeros(3), context(4)).tolist() == [0, 0, 0]
+    assert Quantizer().quantize("a", torch.zeros(3), quantizer_context(4)).tolist() == [0, 0, 0]
+    assert Quantizer(mode="ASYMMETRIC_SIGNED").quantize("a", torch.zeros(3), quantizer_context(4)).tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_types_of_16_bits_are_rounded_as_32_bits_are(dtype: torch.dtype) -> None:
     weight = (torch.linspace(-1, 1, 1001) * 1e-3).to(dtype)
-    got = Quantizer().quantize("a", weight, context(8))
+    got = Quantizer().quantize("a", weight, quantizer_context(8))
     assert got.dtype == dtype
-    assert torch.equal(got, Quantizer().quantize("a", weight.float(), context(8)).to(dtype))
+    assert torch.equal(got, Quantizer().quantize("a", weight.float(), quantizer_context(8)).to(dtype))
 
 
 def test_the_gradient_of_a_weight_goes_straight_through() -> None:
     weight = torch.tensor([-3.0, 0.4, 2.0], requires_grad=True)
-    Quantizer().quantize("a", weight, context(3)).backward(torch.tensor([1.0, 2.0, 3.0]))
+    Quantizer().quantize("a", weight, quantizer_context(3)).backward(torch.tensor([1.0, 2.0, 3.0]))
     assert weight.grad.tolist() == [1, 2, 3]
 
 
@@ -108,11 +76,11 @@ def test_zero_stays_zero_and_no_value_moves_by_more_than_half_a_step(
     weights: list[float], bits: int, mode: Any
 ) -> None:
     weight = torch.tensor([0.0, *weights])
-    got = Quantizer(mode=mode).quantize("a", weight, context(bits))
+    got = Quantizer(mode=mode).quantize("a", weight, quantizer_context(bits))
     assert got[0] == 0
     step = 1 / linear(mode, bits, weight.min(), weight.max()).scale
     assert (got - weight).abs().max() <= step * 0.5001 + 1e-30
-    assert values((got / step).round()) <= 2**bits + (mode == "SYMMETRIC")
+    assert different_values((got / step).round()) <= 2**bits + (mode == "SYMMETRIC")
 
 
 # Activations
@@ -123,7 +91,7 @@ def model_in(training: bool) -> nn.Module:
 
 
 def seen(quantizer: Quantizer, *batches: list[float], training: bool = True) -> list[list[float]]:
-    told = context(2, model_in(training))
+    told = quantizer_context(2, model_in(training))
     return [quantizer.quantize_activation("a", torch.tensor(batch), told).tolist() for batch in batches]
 
 
@@ -156,7 +124,7 @@ def test_in_evaluation_the_averages_stand_still_and_what_is_beyond_them_is_clipp
 def test_the_gradient_of_an_activation_is_none_beyond_its_range() -> None:
     quantizer, given = Quantizer(mode="ASYMMETRIC_UNSIGNED"), torch.tensor([0.5, 2.0, 9.0], requires_grad=True)
     seen(quantizer, [0.0, 3.0])
-    quantizer.quantize_activation("a", given, context(2, model_in(False))).sum().backward()
+    quantizer.quantize_activation("a", given, quantizer_context(2, model_in(False))).sum().backward()
     assert given.grad.tolist() == [1, 1, 0]
 
 
@@ -180,7 +148,7 @@ def inputs_of(**keys: Any) -> int:
     got: list[torch.Tensor] = []
     model[0].register_forward_pre_hook(lambda module, inputs: got.append(inputs[0]))
     model(torch.linspace(-1, 2, 300).reshape(100, 3))
-    return values(got[0])
+    return different_values(got[0])
 
 
 def test_inputs_are_quantized_with_the_bits_of_activations_or_their_own_or_not_at_all() -> None:
@@ -221,7 +189,7 @@ def test_each_key_changes_what_is_quantized(keys: dict[str, Any], expected: dict
     ],
 )
 def test_what_makes_no_sense_is_refused_at_load(keys: dict[str, Any], message: str) -> None:
-    assert refused(**keys).startswith(message)
+    assert quantizer_problem("QuantAwareTrainRangeLinearQuantizer", **keys).startswith(message)
 
 
 # The card
@@ -231,13 +199,13 @@ def test_the_cards_schedule_does_what_the_card_says_to_its_end() -> None:
     channels: dict[int, list[int]] = {}
 
     def after(epoch: int, net: nn.Module, run: CompressionScheduler) -> None:
-        channels[epoch] = [max(map(values, layer.weight)) for layer in (net.fc1, net.conv2, net.fc2)]
+        channels[epoch] = [max(map(different_values, layer.weight)) for layer in (net.fc1, net.conv2, net.fc2)]
         if 2 <= epoch < 200:
             ranges = run.state_dict()["components"]["quantizers.integers"]["ranges"]
             assert set(ranges) == {"<input>", "relu", "relu_1", "relu_2"}
             assert all(tensor[2] == epoch - 1 for tensor in ranges.values()), "one mini-batch an epoch"
 
-    run_of_the_card(after)
+    quantized_epochs(CARD, after)
     assert channels[1] == channels[200] == [12, 72, 8]
     assert channels[100][2] == 8
     assert channels[100][1] <= 72

@@ -15,20 +15,10 @@ from torch import nn
 
 from prunekit import CompressionScheduler, Progress, ScheduleError, Window
 from prunekit.components import Context
-from prunekit.testing import check_component
+from prunekit.testing import check_component, weights_model
 
 # Mean 0, sum of squares 36, divisor n - 1 = 4: a standard deviation of exactly 3 (with n in the divisor, 2.68…).
 SIGMA_3 = [5.0, -3.0, -1.0, -1.0, 0.0]
-
-
-def model(**weights: Any) -> nn.Module:
-    """A model with a parameter `fc1.weight` for `fc1=[…]`."""
-    net = nn.Module()
-    for name, values in weights.items():
-        layer = nn.Module()
-        layer.weight = nn.Parameter(torch.as_tensor(values))
-        net.add_module(name, layer)
-    return net
 
 
 def scheduler(
@@ -61,11 +51,11 @@ def sigmas(run: CompressionScheduler) -> dict[str, float]:
 @pytest.mark.parametrize(("sensitivity", "gone"), [(0, [4]), (0.25, [4]), (0.5, [2, 3, 4]), (1, [1, 2, 3, 4])])
 def test_weights_at_or_below_the_sensitivity_times_the_standard_deviation_go(sensitivity, gone):
     # The thresholds are 0, 0.75, 1.5 and 3: at 1, the -3 goes since the deviation is the unbiased one.
-    assert pruned_by({"fc1.weight": sensitivity}, model(fc1=SIGMA_3)) == {"fc1.weight": gone}
+    assert pruned_by({"fc1.weight": sensitivity}, weights_model(fc1=SIGMA_3)) == {"fc1.weight": gone}
 
 
 def test_the_mask_has_the_shape_of_the_parameter_and_is_in_the_weights():
-    net = model(fc1=[[5.0, -3.0], [-1.0, -1.0], [0.0, 0.0]])  # sigma is 6 / sqrt(5) = 2.68…
+    net = weights_model(fc1=[[5.0, -3.0], [-1.0, -1.0], [0.0, 0.0]])  # sigma is 6 / sqrt(5) = 2.68…
     run = scheduler(net, {"fc1.weight": 0.5})
     run.on_epoch_begin(0)
     assert net.fc1.weight.tolist() == [[5, -3], [0, 0], [0, 0]]
@@ -74,7 +64,7 @@ def test_the_mask_has_the_shape_of_the_parameter_and_is_in_the_weights():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_the_standard_deviation_is_not_rounded_to_the_type_of_the_weights(dtype):
-    net = model(fc1=torch.tensor(SIGMA_3 * 400 + [2.0], dtype=dtype))
+    net = weights_model(fc1=torch.tensor(SIGMA_3 * 400 + [2.0], dtype=dtype))
     run = scheduler(net, {"fc1.weight": 1})
     run.on_epoch_begin(0)
     exact = float(torch.tensor(SIGMA_3 * 400 + [2.0], dtype=torch.float64).std())  # 2.6835…: 2.6875 in bfloat16
@@ -87,7 +77,7 @@ def test_the_standard_deviation_is_not_rounded_to_the_type_of_the_weights(dtype)
 
 
 def test_each_tensor_has_its_sensitivity_and_its_own_standard_deviation():
-    net = model(fc1=SIGMA_3, fc2=[10 * value for value in SIGMA_3])
+    net = weights_model(fc1=SIGMA_3, fc2=[10 * value for value in SIGMA_3])
     run = scheduler(net, {"fc1.weight": 0.5, "fc2.weight": 0.25})
     run.on_epoch_begin(0)
     assert (net.fc1.weight.tolist(), net.fc2.weight.tolist()) == ([5, -3, 0, 0, 0], [50, -30, -10, -10, 0])
@@ -95,7 +85,7 @@ def test_each_tensor_has_its_sensitivity_and_its_own_standard_deviation():
 
 
 def test_the_star_is_every_parameter_that_nothing_else_selects_wherever_it_stands():
-    net = model(fc1=SIGMA_3, fc2=SIGMA_3, conv=SIGMA_3)
+    net = weights_model(fc1=SIGMA_3, fc2=SIGMA_3, conv=SIGMA_3)
     assert pruned_by({"*": 1, "fc1.weight": 0.25, "fc?.weight": 0.5}, net) == {
         "fc1.weight": [4],
         "fc2.weight": [2, 3, 4],
@@ -104,7 +94,7 @@ def test_the_star_is_every_parameter_that_nothing_else_selects_wherever_it_stand
 
 
 def test_a_parameter_that_nothing_selects_is_left_alone():
-    net = model(fc1=SIGMA_3, fc2=SIGMA_3)
+    net = weights_model(fc1=SIGMA_3, fc2=SIGMA_3)
     assert pruned_by({"fc2.weight": 0.25}, net) == {"fc2.weight": [4]}
 
 
@@ -112,7 +102,7 @@ def test_a_parameter_that_nothing_selects_is_left_alone():
 
 
 def test_pruning_again_changes_nothing():
-    net = model(fc1=SIGMA_3)
+    net = weights_model(fc1=SIGMA_3)
     run = scheduler(net, {"fc1.weight": 0.5})
     seen = []
     for epoch in (0, 1):
@@ -122,7 +112,7 @@ def test_pruning_again_changes_nothing():
 
 
 def test_the_threshold_of_the_first_pruning_stays_and_catches_weights_that_shrink_later():
-    net = model(fc1=SIGMA_3)
+    net = weights_model(fc1=SIGMA_3)
     run = scheduler(net, {"fc1.weight": 0.5})
     run.on_epoch_begin(0)
     with torch.no_grad():
@@ -133,7 +123,7 @@ def test_the_threshold_of_the_first_pruning_stays_and_catches_weights_that_shrin
 
 
 def test_the_standard_deviation_is_measured_at_the_first_active_epoch_not_before():
-    net = model(fc1=[20 * value for value in SIGMA_3])
+    net = weights_model(fc1=[20 * value for value in SIGMA_3])
     run = scheduler(net, {"fc1.weight": 0.5}, epochs=[2, 3])
     run.on_epoch_begin(0)
     assert sigmas(run) == {}
@@ -209,7 +199,7 @@ def test_the_state_is_a_copy():
     ],
 )
 def test_a_tensor_without_a_usable_standard_deviation_is_skipped_with_a_warning(values, sigma):
-    net = model(fc1=SIGMA_3, fc2=torch.tensor(values))
+    net = weights_model(fc1=SIGMA_3, fc2=torch.tensor(values))
     with capture_logs() as lines:
         run = scheduler(net, {"*": 0.5})
         run.on_epoch_begin(0)
@@ -232,7 +222,7 @@ def test_a_tensor_without_a_usable_standard_deviation_is_skipped_with_a_warning(
 
 
 def test_what_was_skipped_is_measured_once_it_can_be():
-    net = model(fc1=[0.0, 0.0, 0.0, 0.0, 0.0])
+    net = weights_model(fc1=[0.0, 0.0, 0.0, 0.0, 0.0])
     run = scheduler(net, {"fc1.weight": 0.5})
     run.on_epoch_begin(0)
     assert dict(run.masks) == {}
@@ -260,7 +250,7 @@ def test_what_was_skipped_is_measured_once_it_can_be():
 )
 def test_what_makes_no_sense_is_refused_at_load(sensitivities, path, message):
     with pytest.raises(ScheduleError) as error:
-        scheduler(model(fc1=SIGMA_3), sensitivities)
+        scheduler(weights_model(fc1=SIGMA_3), sensitivities)
     (problem,) = error.value.problems
     assert (problem.path, message in problem.message) == (f"pruners.sensitivity.{path}", True)
 
@@ -269,7 +259,7 @@ def test_what_makes_no_sense_is_refused_at_load(sensitivities, path, message):
 
 
 def mask_of(values: list[float], sensitivity: float) -> list[bool] | None:
-    net = model(fc1=values)
+    net = weights_model(fc1=values)
     context = Context(net, {}, Progress(0), Window(0, 1), {"fc1.weight": sensitivity}, {})
     masks = SensitivityPruner({"*": sensitivity}).compute_masks(dict(net.named_parameters()), context)
     return masks["fc1.weight"].tolist() if masks else None

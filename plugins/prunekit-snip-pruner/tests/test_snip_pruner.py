@@ -9,40 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import MLP, GivenGradients
 from hypothesis import given, settings, strategies as st
 from prunekit_snip_pruner import SNIPPruner
 from structlog.testing import capture_logs
-from torch import Tensor, nn
+from torch import nn
 
 from prunekit import CompressionScheduler, Schedule, ScheduleError, Trace
 from prunekit.testing import check_component
 
 README = Path(__file__).parents[1] / "README.md"
-
-
-class Weights(nn.Module):
-    """Vectors whose gradients are what is given for them."""
-
-    def __init__(self, **values: Any) -> None:
-        super().__init__()
-        for name, value in values.items():
-            setattr(self, name, nn.Parameter(torch.as_tensor(value)))
-
-    def forward(self, gradients: dict[str, list[float]]) -> Tensor:
-        products = [(getattr(self, name) * torch.tensor(g)).sum() for name, g in gradients.items()]
-        return torch.stack(products).sum()
-
-
-class MLP(nn.Module):
-    """fc1 12 -> 8, fc2 8 -> 4."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.fc1, self.fc2 = nn.Linear(12, 8), nn.Linear(8, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(torch.relu(self.fc1(x)))
 
 
 def start(
@@ -73,7 +49,7 @@ def train(net: nn.Module, run: CompressionScheduler, optimizer: Any, *epochs: li
 
 
 def test_the_lowest_of_weight_times_gradient_go_of_all_tensors_together():
-    net = Weights(a=[1.0, -2.0, 3.0, 4.0], b=[10.0, 1.0])
+    net = GivenGradients(a=[1.0, -2.0, 3.0, 4.0], b=[10.0, 1.0])
     run, optimizer = start(net, sparsity=0.5)
     gradients = {"a": [5.0, 4.0, 0.0, -1.0], "b": [0.1, 6.0]}
     # |w g| is 5, 8, 0, 4 and 1, 6: the three lowest are 0, 1 and 4.
@@ -106,14 +82,14 @@ def test_it_is_the_derivative_of_the_loss_by_a_switch_on_each_connection_normali
 
 @pytest.mark.parametrize(("sparsity", "gone"), [(0.24, 0), (0.25, 1), (0.74, 2), (1, 4)])
 def test_the_sparsity_says_how_many_go_rounded_down(sparsity, gone):
-    net = Weights(a=[1.0, 2.0, 3.0], b=[4.0])
+    net = GivenGradients(a=[1.0, 2.0, 3.0], b=[4.0])
     run, optimizer = start(net, sparsity=sparsity)
     train(net, run, optimizer, [{"a": [1.0] * 3, "b": [1.0]}])
     assert sum(int((~mask).sum()) for mask in run.masks.values()) == gone
 
 
 def test_of_equal_sensitivities_those_that_come_first_go():
-    net = Weights(a=[1.0, -1.0], b=[1.0, 1.0])
+    net = GivenGradients(a=[1.0, -1.0], b=[1.0, 1.0])
     run, optimizer = start(net, sparsity=0.75)
     assert train(net, run, optimizer, [{"a": [1.0, 1.0], "b": [-1.0, 1.0]}]) == [
         {"a": [False, False], "b": [False, True]}
@@ -122,7 +98,7 @@ def test_of_equal_sensitivities_those_that_come_first_go():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_sensitivities_of_16_bits_are_compared_in_32(dtype):
-    net = Weights(a=torch.tensor([1.0078125, 1.0, 0.0, 0.0], dtype=dtype))
+    net = GivenGradients(a=torch.tensor([1.0078125, 1.0, 0.0, 0.0], dtype=dtype))
     run, optimizer = start(net, sparsity=0.75)
     # 1.0078125² and 1.0078125 · 1.015625, next to each other, are one number in bfloat16.
     net.a.data[1] = 1.015625
@@ -131,7 +107,7 @@ def test_sensitivities_of_16_bits_are_compared_in_32(dtype):
 
 
 def test_only_weights_are_pruned():
-    net = Weights(a=[1.0, 2.0], b=[0.1, 0.1])
+    net = GivenGradients(a=[1.0, 2.0], b=[0.1, 0.1])
     run, optimizer = start(net, weights="a", sparsity=0.5)
     assert train(net, run, optimizer, [{"a": [1.0, 1.0], "b": [1.0, 1.0]}]) == [{"a": [False, True]}]
 
@@ -144,7 +120,7 @@ def test_only_weights_are_pruned():
 )
 def test_the_count_is_exact_and_the_scale_of_weights_and_of_the_loss_does_not_matter(units, sparsity, scale):
     def mask(weight_scale: float, gradient_scale: float) -> list[bool]:
-        net = Weights(a=[w * weight_scale for w, _ in units])
+        net = GivenGradients(a=[w * weight_scale for w, _ in units])
         run, optimizer = start(net, sparsity=sparsity)
         seen = train(net, run, optimizer, [{"a": [g * gradient_scale for _, g in units]}])
         return seen[0].get("a", [True] * len(units))
@@ -158,7 +134,7 @@ def test_the_count_is_exact_and_the_scale_of_weights_and_of_the_loss_does_not_ma
 
 
 def test_the_masks_are_set_before_the_first_step_and_stay():
-    net = Weights(a=[1.0, 2.0])
+    net = GivenGradients(a=[1.0, 2.0])
     run, optimizer = start(net, rate=1.0, sparsity=0.5, window={"epochs": [0, 1, 2]})
     one, other = {"a": [1.0, 1.0]}, {"a": [9.0, 0.25]}
     seen = train(net, run, optimizer, [one, other], [other], [other])
@@ -167,14 +143,14 @@ def test_the_masks_are_set_before_the_first_step_and_stay():
 
 
 def test_it_is_the_first_mini_batch_of_the_first_active_epoch():
-    net = Weights(a=[1.0, 2.0])
+    net = GivenGradients(a=[1.0, 2.0])
     run, optimizer = start(net, sparsity=0.5, window={"epochs": [1]})
     seen = train(net, run, optimizer, [{"a": [1.0, 1.0]}] * 2, [{"a": [9.0, 1.0]}])
     assert seen == [{}, {}, {"a": [True, False]}]
 
 
 def test_gradients_that_are_there_before_training_are_not_looked_at():
-    net = Weights(a=[1.0, 2.0])
+    net = GivenGradients(a=[1.0, 2.0])
     net.a.grad = torch.tensor([100.0, 0.0])
     run, optimizer = start(net, sparsity=0.5)
     run.on_epoch_begin(0)
@@ -183,7 +159,7 @@ def test_gradients_that_are_there_before_training_are_not_looked_at():
 
 
 def test_gradients_of_several_batches_are_averaged_and_go_with_the_first_weights():
-    net = Weights(a=[1.0, 2.0, 3.0])
+    net = GivenGradients(a=[1.0, 2.0, 3.0])
     run, optimizer = start(net, rate=1.0, sparsity=0.34, batches=3)
     batches = [{"a": [2.0, 2.0, 0.0]}, {"a": [2.0, -2.0, 1.0]}, {"a": [2.0, 0.1, 0.0]}]
     # Summed: 6, 0.1 and 1, times 1, 2 and 3. The weights in the end would be -3, 2 and 2.
@@ -191,7 +167,7 @@ def test_gradients_of_several_batches_are_averaged_and_go_with_the_first_weights
 
 
 def test_with_accumulated_gradients_one_batch_is_all_that_were_accumulated():
-    net = Weights(a=[1.0, 2.0])
+    net = GivenGradients(a=[1.0, 2.0])
     run, optimizer = start(net, rate=1.0, sparsity=0.5)
     for _ in run.epochs(1):
         for minibatch, gradients in enumerate(run.minibatches([{"a": [3.0, 2.0]}, {"a": [3.0, -1.5]}])):
@@ -202,7 +178,7 @@ def test_with_accumulated_gradients_one_batch_is_all_that_were_accumulated():
 
 
 def test_where_the_window_ends_too_early_what_was_seen_decides_and_a_warning_says_so():
-    net = Weights(a=[1.0, 2.0])
+    net = GivenGradients(a=[1.0, 2.0])
     with capture_logs() as lines:
         run, optimizer = start(net, sparsity=0.5, batches=10)
         seen = train(net, run, optimizer, [{"a": [3.0, 1.0]}] * 2, [{"a": [1.0, 9.0]}])
@@ -215,11 +191,11 @@ def test_where_the_window_ends_too_early_what_was_seen_decides_and_a_warning_say
 
 def test_a_run_stopped_between_batches_goes_on_with_what_it_has_seen():
     batches = [{"a": [5.0, 1.0]}, {"a": [1.0, 1.0]}, {"a": [1.0, 1.0]}]
-    net = Weights(a=[1.0, 2.0])
+    net = GivenGradients(a=[1.0, 2.0])
     run, optimizer = start(net, sparsity=0.5, batches=3, window={"epochs": [0, 1]})
     train(net, run, optimizer, batches[:2])
     state = run.state_dict()
-    other = Weights(a=[9.0, 9.0])
+    other = GivenGradients(a=[9.0, 9.0])
     resumed, other_optimizer = start(other, sparsity=0.5, batches=3, window={"epochs": [0, 1]})
     resumed.load_state_dict(state)
     train(other, resumed, other_optimizer, [], batches[2:])
@@ -230,7 +206,7 @@ def test_a_run_stopped_between_batches_goes_on_with_what_it_has_seen():
 
 
 def test_a_parameter_without_a_gradient_is_left_out_with_a_warning():
-    net = Weights(a=[1.0, 2.0], b=[3.0, 4.0], c=[5.0, 6.0])
+    net = GivenGradients(a=[1.0, 2.0], b=[3.0, 4.0], c=[5.0, 6.0])
     net.b.requires_grad = False
     with capture_logs() as lines:
         run, optimizer = start(net, sparsity=0.5)
@@ -241,7 +217,7 @@ def test_a_parameter_without_a_gradient_is_left_out_with_a_warning():
 
 
 def test_a_tensor_of_which_nothing_is_left_is_warned_of():
-    net = Weights(a=[1.0, 2.0], b=[3.0, 4.0])
+    net = GivenGradients(a=[1.0, 2.0], b=[3.0, 4.0])
     with capture_logs() as lines:
         run, optimizer = start(net, sparsity=0.5)
         train(net, run, optimizer, [{"a": [1.0, 1.0], "b": [1.0, 1.0]}])

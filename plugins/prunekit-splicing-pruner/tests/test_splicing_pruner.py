@@ -17,23 +17,13 @@ from torch import Tensor, nn
 
 from prunekit import CompressionScheduler, Progress, Schedule, ScheduleError, Window
 from prunekit.components import Context
-from prunekit.testing import check_component
+from prunekit.testing import check_component, weights_model
 
 # Magnitudes 5, 1, 1, 1: the mean is 2, the squared distances are 9 + 1 + 1 + 1 = 12, and 12 / (4 - 1) is 2².
 WEIGHTS = [5.0, -1.0, 1.0, -1.0]
 # With s = 0.5 the thresholds are 0.5 · (2 + 0.5 · 2) = 1.5 and 1.5 · 3 = 4.5.
 KEYS: dict[str, Any] = {"sensitivities": {"fc1.weight": 0.5}, "low_thresh_mult": 0.5, "hi_thresh_mult": 1.5}
 UNMASKED = {"mask_on_forward_only": True, "use_double_copies": True}
-
-
-def model(**weights: Any) -> nn.Module:
-    """A model with a parameter `fc1.weight` for `fc1=[…]`."""
-    net = nn.Module()
-    for name, values in weights.items():
-        layer = nn.Module()
-        layer.weight = nn.Parameter(torch.as_tensor(values))
-        net.add_module(name, layer)
-    return net
 
 
 def scheduler(
@@ -48,7 +38,7 @@ def scheduler(
 
 def masks_over(moves: list[list[float]], **keys: Any) -> list[list[bool]]:
     """The mask of each epoch, when training has moved the weights to these values before it."""
-    net = model(fc1=moves[0])
+    net = weights_model(fc1=moves[0])
     run, seen = scheduler(net, **keys), []
     for epoch, values in enumerate(moves):
         with torch.no_grad():
@@ -111,7 +101,7 @@ def test_the_statistics_are_not_rounded_to_the_type_of_the_weights(dtype):
 
 
 def test_each_tensor_has_its_sensitivity_and_its_own_statistics():
-    net = model(fc1=WEIGHTS, fc2=[10 * value for value in WEIGHTS], fc3=WEIGHTS)
+    net = weights_model(fc1=WEIGHTS, fc2=[10 * value for value in WEIGHTS], fc3=WEIGHTS)
     run = scheduler(net, sensitivities={"fc1.weight": 0.5, "fc2.weight": 0.5})
     run.on_epoch_begin(0)
     assert thresholds_of(run) == {"fc1.weight": [2, 2], "fc2.weight": [20, 20]}
@@ -122,7 +112,7 @@ def test_each_tensor_has_its_sensitivity_and_its_own_statistics():
 
 
 def test_the_star_is_every_parameter_that_nothing_else_selects():
-    net = model(fc1=WEIGHTS, fc2=WEIGHTS)
+    net = weights_model(fc1=WEIGHTS, fc2=WEIGHTS)
     run = scheduler(net, sensitivities={"*": 3.0, "fc1.weight": 0.5}, low_thresh_mult=1.0)  # fc2: 2 + 3 · 2 = 8
     run.on_epoch_begin(0)
     assert [run.masks[name].tolist()[0] for name in ("fc1.weight", "fc2.weight")] == [True, False]
@@ -132,7 +122,7 @@ def test_the_star_is_every_parameter_that_nothing_else_selects():
 
 
 def test_the_thresholds_of_the_first_pruning_stay():
-    net = model(fc1=WEIGHTS)
+    net = weights_model(fc1=WEIGHTS)
     run = scheduler(net)
     run.on_epoch_begin(0)
     with torch.no_grad():
@@ -143,7 +133,7 @@ def test_the_thresholds_of_the_first_pruning_stay():
 
 
 def test_enforced_masks_leave_nothing_to_splice():
-    net = model(fc1=WEIGHTS)
+    net = weights_model(fc1=WEIGHTS)
     run = scheduler(net, args={})
     for epoch in range(2):
         run.on_epoch_begin(epoch)
@@ -203,7 +193,7 @@ def test_a_run_resumed_halfway_equals_the_straight_one_because_it_remembers(tmp_
 
 @pytest.mark.parametrize("values", [[7.0], [2.0, -2.0, 2.0], [0.0, 0.0], [1.0, math.nan], [1.0, math.inf]])
 def test_a_tensor_without_usable_statistics_is_skipped_with_a_warning(values):
-    net = model(fc1=WEIGHTS, fc2=values)
+    net = weights_model(fc1=WEIGHTS, fc2=values)
     with capture_logs() as lines:
         run = scheduler(net, sensitivities={"*": 0.5})
         run.on_epoch_begin(0)
@@ -216,7 +206,7 @@ def test_a_tensor_without_usable_statistics_is_skipped_with_a_warning(values):
 
 def test_what_was_skipped_is_measured_once_it_can_be():
     assert [len(mask) for mask in masks_over([WEIGHTS])] == [4]
-    net = model(fc1=[0.0] * 4)
+    net = weights_model(fc1=[0.0] * 4)
     run = scheduler(net)
     run.on_epoch_begin(0)
     assert dict(run.masks) == {}
@@ -243,7 +233,7 @@ def test_what_was_skipped_is_measured_once_it_can_be():
 )
 def test_what_makes_no_sense_is_refused_at_load(keys, path, message):
     with pytest.raises(ScheduleError) as error:
-        scheduler(model(fc1=WEIGHTS), **keys)
+        scheduler(weights_model(fc1=WEIGHTS), **keys)
     (problem,) = error.value.problems
     assert (problem.path, message in problem.message) == (f"pruners.surgeon.{path}", True)
 
@@ -254,7 +244,7 @@ numbers = st.lists(st.integers(-20, 20).map(float), min_size=2, max_size=30)
 
 
 def chosen(values: list[float], masks: dict[str, Tensor], low: float, hi: float, s: float, epoch: int = 0) -> Any:
-    net = model(w=values)
+    net = weights_model(w=values)
     pruner = SplicingPruner(sensitivities={"*": s}, low_thresh_mult=low, hi_thresh_mult=hi)
     context = Context(net, masks, Progress(epoch), Window(0, 9), {"w.weight": s}, {})
     return pruner.compute_masks(dict(net.named_parameters()), context).get("w.weight")
@@ -302,7 +292,7 @@ def test_the_schedule_of_the_card_cuts_what_the_card_says():
     (schedule, *_) = re.findall(r"```yaml\n(.*?)```", card, re.DOTALL)
     assert "cuts about 59 %, at\ns = 0.5 about 68 %" in card
     torch.manual_seed(0)
-    net = model(fc1=torch.randn(100, 200), fc2=torch.randn(100, 200))
+    net = weights_model(fc1=torch.randn(100, 200), fc2=torch.randn(100, 200))
     run = CompressionScheduler(Schedule.from_text(schedule), net)
     for epoch in range(6):
         run.on_epoch_begin(epoch)

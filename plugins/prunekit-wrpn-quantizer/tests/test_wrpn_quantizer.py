@@ -2,52 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from helpers import SILENT, different_values, quantized_epochs, quantizer_context, quantizer_problem
 from hypothesis import given, settings, strategies as st
 from prunekit_wrpn_quantizer import WRPNQuantizer
-from test_docs import Network
 from torch import nn
 
-from prunekit import CompressionScheduler, Progress, ScheduleError, Trace, Window
-from prunekit.components import Context
-from prunekit.testing import check_component, epochs_under_card
+from prunekit import CompressionScheduler
+from prunekit.testing import check_component
 
-SILENT = Trace(level="error")
-
-
-def context(bits: int, model: nn.Module | None = None) -> Context:
-    """What a quantizer may know of a weight and an activation that are both called a."""
-    model = model or nn.Module()
-    return Context(model, {}, Progress(0), Window(0, 1), {"a": bits}, {}, activations={"a": bits})
-
-
-def refused(**keys: Any) -> str:
-    section = {"class": "WRPNQuantizer", **keys}
-    policy = {"quantizer": {"instance_name": "q"}, "epochs": [0]}
-    schedule = {"version": 1, "quantizers": {"q": section}, "policies": [policy]}
-    with pytest.raises(ScheduleError) as error:
-        CompressionScheduler.from_dict(schedule, nn.Sequential(nn.Linear(2, 2), nn.ReLU()), trace=SILENT)
-    (problem,) = error.value.problems
-    return f"{problem.path}: {problem.message}"
-
-
-def run_of_the_card(after: Callable[[int, nn.Module, CompressionScheduler], Any]) -> None:
-    """The first schedule of the method card, to its end; `after` is called with each epoch."""
-    torch.manual_seed(0)
-    net = Network()
-    batch = torch.randn(4, 3, 6, 6), torch.arange(4)
-    for epoch, run in enumerate(epochs_under_card(Path(__file__).parents[1] / "README.md", net, batch, 201)):
-        after(epoch, net, run)
-
-
-def values(weight: torch.Tensor) -> int:
-    """How many different ones there are."""
-    return len(weight.detach().unique())
+CARD = Path(__file__).parents[1] / "README.md"
 
 
 # Weights
@@ -59,12 +27,12 @@ def values(weight: torch.Tensor) -> int:
 )
 def test_weights_are_clipped_to_1_and_rounded_with_one_bit_for_the_sign(bits: int, expected: list[float]) -> None:
     weight = torch.tensor([-3.0, -0.4, 0.2, 0.6, 1.1])
-    assert WRPNQuantizer().quantize("a", weight, context(bits)).tolist() == pytest.approx(expected)
+    assert WRPNQuantizer().quantize("a", weight, quantizer_context(bits)).tolist() == pytest.approx(expected)
 
 
 def test_the_gradient_goes_straight_through_between_the_ends() -> None:
     weight = torch.tensor([-3.0, -0.4, 0.2, 1.1], requires_grad=True)
-    WRPNQuantizer().quantize("a", weight, context(4)).backward(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    WRPNQuantizer().quantize("a", weight, quantizer_context(4)).backward(torch.tensor([1.0, 2.0, 3.0, 4.0]))
     assert weight.grad.tolist() == [0, 2, 3, 0]
 
 
@@ -74,10 +42,10 @@ def test_zero_stays_zero_the_levels_lie_alike_on_both_sides_and_rounding_twice_i
     weights: list[float], bits: int
 ) -> None:
     weight = torch.tensor([0.0, *weights])
-    once = WRPNQuantizer().quantize("a", weight, context(bits))
+    once = WRPNQuantizer().quantize("a", weight, quantizer_context(bits))
     assert once[0] == 0
-    assert torch.equal(-once, WRPNQuantizer().quantize("a", -weight, context(bits)))
-    torch.testing.assert_close(WRPNQuantizer().quantize("a", once, context(bits)), once)
+    assert torch.equal(-once, WRPNQuantizer().quantize("a", -weight, quantizer_context(bits)))
+    torch.testing.assert_close(WRPNQuantizer().quantize("a", once, quantizer_context(bits)), once)
     steps = once * (2 ** (bits - 1) - 1)
     torch.testing.assert_close(steps, steps.round(), atol=1e-4, rtol=0)
     assert once.abs().max() <= 1
@@ -88,7 +56,7 @@ def test_zero_stays_zero_the_levels_lie_alike_on_both_sides_and_rounding_twice_i
 
 def test_activations_are_clipped_to_1_and_rounded() -> None:
     given = torch.tensor([0.0, 0.1, 0.4, 0.9, 5.0, -1.0], requires_grad=True)
-    got = WRPNQuantizer().quantize_activation("a", given, context(2))
+    got = WRPNQuantizer().quantize_activation("a", given, quantizer_context(2))
     assert got.tolist() == pytest.approx([0, 0, 1 / 3, 1, 1, 0])
     got.sum().backward()
     assert given.grad.tolist() == [1, 1, 1, 1, 0, 0]
@@ -118,7 +86,7 @@ def test_each_key_changes_what_is_quantized(keys: dict[str, Any], expected: tupl
     schedule = {"version": 1, "quantizers": {"q": {"class": "WRPNQuantizer", **keys}}, "policies": [policy]}
     CompressionScheduler.from_dict(schedule, model, trace=SILENT).on_epoch_begin(0)
     out = set(model(x).unique().tolist()) <= {0.0, 1.0}
-    assert (values(model[0].weight), not torch.equal(model[0].bias, bias), out) == expected
+    assert (different_values(model[0].weight), not torch.equal(model[0].bias, bias), out) == expected
 
 
 @pytest.mark.parametrize(
@@ -135,7 +103,7 @@ def test_each_key_changes_what_is_quantized(keys: dict[str, Any], expected: tupl
     ],
 )
 def test_what_makes_no_sense_is_refused_at_load(keys: dict[str, Any], message: str) -> None:
-    assert refused(**keys) == message
+    assert quantizer_problem("WRPNQuantizer", **keys) == message
 
 
 # The card
@@ -145,14 +113,14 @@ def test_the_cards_schedule_does_what_the_card_says_to_its_end() -> None:
     seen: dict[int, list[int]] = {}
 
     def after(epoch: int, net: nn.Module, run: CompressionScheduler) -> None:
-        seen[epoch] = [values(layer.weight) for layer in (net.conv1, net.conv2, net.conv3)]
+        seen[epoch] = [different_values(layer.weight) for layer in (net.conv1, net.conv2, net.conv3)]
         if 2 <= epoch < 200:
             sevenths = net.conv2.weight.detach() * 7
             torch.testing.assert_close(sevenths, sevenths.round(), atol=1e-4, rtol=0)
             zeros = int((net.conv2.weight == 0).sum()) / net.conv2.weight.numel()
             assert run.sparsity("conv2.weight") == pytest.approx(zeros)
 
-    run_of_the_card(after)
+    quantized_epochs(CARD, after)
     assert seen[1] == seen[200]
     for epoch in (2, 100, 199):
         assert seen[epoch][0] == seen[1][0]

@@ -37,10 +37,10 @@ class GivenModel:
         return catalog(self.model)
 
     @property
-    def read_catalog(self) -> Catalog | None:
-        """The catalog, if anybody has asked for it."""
-        read: Catalog | None = vars(self).get("catalog")
-        return read
+    def catalog_if_asked(self) -> Catalog | None:
+        """The catalog, where a quantizer has asked for it; making one traces the forward pass."""
+        made: Catalog | None = vars(self).get("catalog")  # where cached_property keeps it
+        return made
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,9 @@ class Made:
 
     def place(self, keys: Path_) -> Path_:
         """Where these keys of its arguments stand in the schedule."""
-        replaced = self.levels is not None and keys[:1] == ("levels",)
-        return (*self.levels, *keys[1:]) if replaced and self.levels else (*self.spec.path, *keys)
+        if self.levels is not None and keys[:1] == ("levels",):
+            return (*self.levels, *keys[1:])
+        return (*self.spec.path, *keys)
 
     @property
     def class_path(self) -> Path_:
