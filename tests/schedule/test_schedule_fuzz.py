@@ -17,7 +17,7 @@ from prunekit import CompressionScheduler, Schedule, ScheduleError, Trace
 from prunekit.plugins.listeners import load_plugins
 from prunekit.schedule.yaml_source import Source, dump
 
-EXAMPLES = Path(__file__).parent.parent / "examples" / "schedules"
+EXAMPLES = Path(__file__).parents[2] / "examples" / "schedules"
 PRUNERS = """\
 version: 1
 pruners:

@@ -246,7 +246,7 @@ def test_pytest_shows_a_broken_law_as_it_is_told(tmp_path: Path) -> None:
 
 def test_pytest_shows_where_a_component_failed(tmp_path: Path) -> None:
     options = ("--prunekit-component", "wrong_components:Fails", "-k", "runs")
-    result = pytest_in(tmp_path, *options, "-o", f"pythonpath={Path(__file__).parent}")
+    result = pytest_in(tmp_path, *options, "-o", f"pythonpath={Path(wrong_components.__file__).parent}")
     assert result.returncode == 1, result.stdout
     assert f"line {line_of('not this epoch')}, in compute_masks" in result.stdout
     assert "check_component(Fails, laws=['runs'], sparsity=0.25, weights='*.weight')" in result.stdout

@@ -13,7 +13,7 @@ from hypothesis import given, settings, strategies as st
 
 from prunekit import ComponentSpec, PolicySpec, PrunekitError, Schedule, ScheduleError, Window
 
-EXAMPLES = Path(__file__).parent.parent / "examples" / "schedules"
+EXAMPLES = Path(__file__).parents[2] / "examples" / "schedules"
 TEXT = """\
 version: 1
 pruners:

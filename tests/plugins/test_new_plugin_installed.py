@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 pytestmark = pytest.mark.slow
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PLUGINS = {
     "MyPruner": ("pruner", "masks changed"),
     "MyRegularizer": ("regularizer", "window opens"),

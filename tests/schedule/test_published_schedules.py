@@ -16,7 +16,7 @@ import torch
 from examples.published import MODELS, Outcome, application, run
 from prunekit import Schedule, ScheduleError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FOLDER = Path(os.environ.get("PRUNEKIT_PUBLISHED_SCHEDULES", ROOT.parent / "shared" / "distiller-schedules"))
 FILES = sorted(FOLDER.glob("*.yaml"))
 DUPLICATE_KEYS = "ssl__ssl_channels-removal_training.yaml"

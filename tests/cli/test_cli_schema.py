@@ -28,7 +28,7 @@ from prunekit.schedule.json_schema import schema_document
 from prunekit.schedule.schedule import parse
 from prunekit.schedule.yaml_source import Source
 
-SCHEDULES = sorted((Path(__file__).parent.parent / "examples" / "schedules").glob("*.yaml"))
+SCHEDULES = sorted((Path(__file__).parents[2] / "examples" / "schedules").glob("*.yaml"))
 
 
 class Layer(TypedDict):

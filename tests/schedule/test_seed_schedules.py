@@ -18,7 +18,7 @@ from examples.models.preact_resnet import PreactResNet
 from prunekit import Application, CompressionScheduler, ScheduleError, Trace
 from prunekit.model.names import without_wrappers
 
-SCHEDULES = Path(__file__).parents[1] / "examples" / "schedules"
+SCHEDULES = Path(__file__).parents[2] / "examples" / "schedules"
 SENSITIVITIES = {
     "features.0.weight": 0.25,
     "features.3.weight": 0.35,
