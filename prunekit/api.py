@@ -21,3 +21,4 @@ from prunekit.trace import Trace as Trace
 from prunekit.training.application import Application as Application
 from prunekit.training.loop import train as train
 from prunekit.training.results import TrainingResult as TrainingResult
+from prunekit.training.run import TrainingInterrupted as TrainingInterrupted

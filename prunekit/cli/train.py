@@ -79,7 +79,8 @@ def _train(
 ) -> TrainingResult:
     from prunekit.cli.display import Display
     from prunekit.errors import PrunekitError
-    from prunekit.training.loop import TrainingInterrupted, train as run
+    from prunekit.training.loop import train as run
+    from prunekit.training.run import TrainingInterrupted
 
     application, epochs = load_application(options.app, options.seed), options.epochs
     with Display(epochs, label) as display:

@@ -22,8 +22,9 @@ from prunekit.plugins.lock import LOCK
 from prunekit.trace import read
 from prunekit.training.application import Application, evaluate
 from prunekit.training.checkpoint import CHECKPOINT, load_checkpoint, seed_everything
-from prunekit.training.loop import TrainingInterrupted, default_epochs, dense_schedule, train
+from prunekit.training.loop import default_epochs, dense_schedule, train
 from prunekit.training.results import RESULT, Baseline, Change, MinibatchResult
+from prunekit.training.run import TrainingInterrupted
 
 
 class Noisy(Dataset[tuple[Tensor, Tensor]]):
