@@ -1,4 +1,7 @@
-"""CompressionScheduler: what a training loop calls."""
+"""CompressionScheduler: what a training loop calls.
+
+Long on purpose: whoever writes a loop reads all calls on one page, with what each promises.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +20,18 @@ from prunekit.engine.building.build import build
 from prunekit.engine.bus import EventBus
 from prunekit.engine.conflicts import exhausted, idle_policies
 from prunekit.engine.ledger import Ledger
-from prunekit.engine.policies import LRPolicy, Policy, PruningPolicy
+from prunekit.engine.optimizers import Optimizers
+from prunekit.engine.policies import Policy
 from prunekit.engine.quantizers import Quantizers
 from prunekit.engine.state import check_fit, fingerprint, fitting_masks, renamed, stateful
+from prunekit.engine.windows import Windows
 from prunekit.errors import PrunekitError, ScheduleError
 from prunekit.model.masks import Masks
 from prunekit.model.optimizer import learning_rates, set_groups
 from prunekit.model.parameters import Parameters
 from prunekit.plugins.listeners import Plugins, core_entry, given_listeners, load_plugins
 from prunekit.plugins.lock import Lock
-from prunekit.progress import BEFORE_TRAINING, Clock, Progress
+from prunekit.progress import Clock, Progress
 from prunekit.quantization.forward import QuantizedForward
 from prunekit.schedule.schedule import Schedule, parse
 from prunekit.schedule.yaml_source import Source
@@ -92,13 +97,10 @@ class CompressionScheduler:
         self._clock, self._next_epoch = Clock(), 0
         self._begun = self._in_minibatch = self._optimization_begun = False
         self._metrics: Mapping[str, float] | None = None
-        self._opened: set[int] = set()
-        self._hooked: list[Optimizer] = []
-        windows = [policy.window for policy in self._policies]
-        self._window_hooks = {hook for window in windows for hook in (window.begin_hook, window.end_hook)}
+        self._optimizers = Optimizers(self._before_step, self._after_step, self._policies, self._quantizers)
         if optimizer is not None:
-            self._hook(optimizer)
-        self._prepare(BEFORE_TRAINING)
+            self._optimizers.add(optimizer)
+        self._windows = Windows(self._policies, model, self._ledger, self._quantizers)
 
     @classmethod
     def from_yaml(
@@ -171,7 +173,7 @@ class CompressionScheduler:
         """
         self._clock.begin_epoch(epoch)
         self._take(optimizer)
-        self._open()
+        self._windows.open(self.progress, self.optimizer)
         self._fire("on_epoch_begin")
 
     def on_minibatch_begin(
@@ -182,8 +184,7 @@ class CompressionScheduler:
         self._take(optimizer)
         self._in_minibatch, self._optimization_begun = True, False
         self._masks.end_forward()  # of a mini-batch that the loop left in the middle
-        if "on_minibatch_begin" in self._window_hooks:
-            self._open()
+        self._windows.begin("on_minibatch_begin", self._clock, self.optimizer)
         self._fire("on_minibatch_begin")
         self._masks.begin_forward()
 
@@ -220,11 +221,10 @@ class CompressionScheduler:
         self._masks.end_forward()
         if not self._clock.stepped:
             self._masks.enforce()
-        if not self._hooked:  # nobody tells of the optimizer's steps: each mini-batch counts as one
+        if not self._optimizers:  # nobody tells of the optimizer's steps: each mini-batch counts as one
             self._clock.stepped = True
         self._fire("on_minibatch_end")
-        if "on_minibatch_end" in self._window_hooks:
-            self._close("on_minibatch_end")
+        self._windows.end("on_minibatch_end", self._clock)
 
     def on_epoch_end(
         self, epoch: int, metrics: Mapping[str, float] | None = None, optimizer: Optimizer | None = None
@@ -238,16 +238,14 @@ class CompressionScheduler:
         self._fire("on_epoch_end", metrics=metrics)
         self._ledger.sum_up_epoch(self.progress)
         self._next_epoch = self.progress.next_epoch
-        self._close("on_epoch_end")
+        self._windows.end("on_epoch_end", self._clock)
 
     def on_train_end(self) -> None:
         """Training has ended; nothing is live on the bus afterwards."""
         if self._begun:
             self._begun = False
             self._fire("on_train_end")
-            self._bus.set_live(())
-            for policy in self._policies:
-                policy.end_training()
+            self._windows.end_training()
             self.trace.info("training ends", epochs=self._next_epoch)
 
     # The attached way: the loop runs inside these
@@ -358,7 +356,7 @@ class CompressionScheduler:
         self._ledger.load_state_dict(state["ledger"])
         self._clock, self._next_epoch = Clock(*state["progress"]), state["next_epoch"]
         if self._clock.minibatch >= 0:
-            self._open()
+            self._windows.open(self.progress, self.optimizer)
         else:
             self._quantizers.open(self.progress)  # whoever evaluates now sees what the last forward pass saw
         self.trace.info("state restored", **self.progress.trace_keys(), next_epoch=self._next_epoch)
@@ -376,64 +374,17 @@ class CompressionScheduler:
             hook, model=self.model, masks=self._masks, optimizer=self.optimizer, progress=self.progress, **more
         )
 
-    def _open(self) -> None:
-        """Put on the bus what is live now, and say whose window opens."""
-        now = self.progress
-        live = {id(each): each for policy in self._policies for each in policy.implementations(now)}
-        self._bus.set_live(live.values())
-        acting = [policy for policy in self._policies if policy.window.is_active(now)]
-        self._masks.activate(n for policy in acting if isinstance(policy, PruningPolicy) for n in policy.parameters)
-        self._quantizers.open(now)
-        self._prepare(now)
-        for policy in self._policies:
-            if policy.window.is_open(now) and policy.index not in self._opened:
-                self._opened.add(policy.index)
-                self._window("on_window_open", "window opens", policy)
-                self._quantizers.tell(policy, self.optimizer, self.progress)
-
-    def _close(self, hook: str) -> None:
-        """Say whose window has closed with an event."""
-        for policy in self._policies:
-            if policy.window.end_hook == hook and policy.window.ends(self.progress):
-                self._opened.discard(policy.index)
-                self._window("on_window_close", "window closes", policy)
-
-    def _prepare(self, progress: Progress) -> None:
-        """Let policies listen to what must be known later."""
-        for policy in self._policies:
-            policy.prepare(self.model, self._masks, progress)
-
-    def _window(self, hook: str, event: str, policy: Policy) -> None:
-        self.trace.info(event, hook=hook, **policy.origin._asdict(), **self.progress.trace_keys())
-        self._bus.fire(hook, policy=policy.origin, progress=self.progress)
-
     def _take(self, optimizer: Optimizer | None) -> None:
         """What every event begins with: the optimizer is known, and so is that training has begun."""
         if optimizer is not None and optimizer is not self.optimizer:
-            self._hook(optimizer)
+            self._optimizers.add(optimizer)
             self.optimizer = self.optimizer or optimizer
         self.on_train_begin()
 
-    def _hook(self, optimizer: Optimizer) -> None:
-        if not any(known is optimizer for known in self._hooked):
-            self._hooked.append(optimizer)
-            self._train_quantizers(optimizer)
-            optimizer.register_step_pre_hook(self._before_step)
-            optimizer.register_step_post_hook(self._after_step)
-
-    def _train_quantizers(self, optimizer: Optimizer) -> None:
-        """Give the first optimizer the parameters that quantizers train, and the LR schedules its new groups."""
-        groups = self._quantizers.groups(optimizer) if len(self._hooked) == 1 else []
-        for group in groups:
-            optimizer.add_param_group(group)
-        for policy in self._policies if groups else ():
-            if isinstance(policy, LRPolicy):
-                policy.component.follow(optimizer)
-
-    def _before_step(self, *_: Any) -> None:
+    def _before_step(self) -> None:
         if self._in_minibatch and not self._optimization_begun:
             self.before_parameter_optimization(*self.progress[:3])
 
-    def _after_step(self, *_: Any) -> None:
+    def _after_step(self) -> None:
         self._masks.enforce()
         self._clock.stepped = True

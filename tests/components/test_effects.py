@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import MLP, without_listeners
-from test_bus import Dashboard, Recorder
+from helpers import MLP, Recorder, without_listeners
+from on_the_bus import Dashboard, Returns, rows
 
 import prunekit
 from prunekit import ComponentSpec, CompressionScheduler, PluginError, PolicySpec, Schedule, Trace, Window, hookimpl
@@ -31,28 +31,6 @@ from prunekit.components.origin import Origin
 from prunekit.model.masks import Masks
 
 
-def rows(*gone: int) -> torch.Tensor:
-    """A mask of fc1 that drops some of its rows."""
-    mask = torch.ones(8, 12, dtype=torch.bool)
-    mask[list(gone)] = False
-    return mask
-
-
-class Returns:
-    """An extension that returns what it is given when epoch 0 begins."""
-
-    def __init__(self, what: Any) -> None:
-        self.what = what
-
-    @hookimpl
-    def on_epoch_begin(self, progress: Any) -> Any:
-        return self.what if progress.epoch == 0 else None
-
-    @hookimpl
-    def before_backward_pass(self) -> Any:
-        return self.what
-
-
 def returning(
     what: Any, listeners: Sequence[object] = ()
 ) -> tuple[CompressionScheduler, torch.optim.Optimizer, Recorder, MLP]:
@@ -64,7 +42,7 @@ def returning(
 
 
 EVERY = PolicySpec("extension", "r", Window(0, 4))
-WHO = f"Returns 'r', policies[0], {__name__}"
+WHO = f"Returns 'r', policies[0], {Returns.__module__}"
 
 
 def state(scheduler: CompressionScheduler, optimizer: torch.optim.Optimizer, model: MLP) -> Any:
@@ -135,7 +113,7 @@ def test_what_can_not_be_carried_out_is_refused_before_anything_is(effect: Effec
 )
 def test_a_loss_term_that_is_no_scalar_is_refused_with_its_name(value: Any, message: str) -> None:
     scheduler, *_ = returning(LossTerm("l", value))
-    scheduler._bus.set_live(next(iter(scheduler._policies)).implementations(0))
+    scheduler._bus.set_live(scheduler.policies[0].implementations(scheduler.progress))
     with pytest.raises(PluginError) as error:
         scheduler.total_loss(torch.ones(()))
     assert str(error.value) == message
@@ -144,7 +122,7 @@ def test_a_loss_term_that_is_no_scalar_is_refused_with_its_name(value: Any, mess
 
 def test_an_effect_is_no_loss_term() -> None:
     scheduler, *_ = returning(DropMasks(()))
-    scheduler._bus.set_live(next(iter(scheduler._policies)).implementations(0))
+    scheduler._bus.set_live(scheduler.policies[0].implementations(scheduler.progress))
     with pytest.raises(PluginError, match=r"before_backward_pass of .* returned DropMasks\(.*; a LossTerm or None was"):
         scheduler.total_loss(torch.ones(()))
 

@@ -10,6 +10,7 @@ import pytest
 import structlog
 import torch
 from helpers import MLP, SILENT, Recorder, batches, pruning, train_attached, window, without_listeners
+from on_the_bus import Dashboard
 from torch import Tensor
 
 from prunekit import (
@@ -287,37 +288,6 @@ def test_a_components_own_hooks_are_live_while_its_window_is_open() -> None:
         scheduler.on_epoch_end(epoch)
     counts = scheduler.components["extensions.c"]
     assert counts.heard == [Progress(epoch, 0, 1, step=epoch, minibatch_of_step=0) for epoch in range(1, 6)]
-
-
-class Dashboard:
-    def __init__(self, fail: bool = False) -> None:
-        self.fail, self.seen = fail, []
-
-    @hookimpl
-    def on_window_open(self, policy: Origin) -> None:
-        self.seen.append(("open", policy.policy))
-
-    @hookimpl
-    def on_window_close(self, policy: Origin) -> None:
-        self.seen.append(("close", policy.policy))
-
-    @hookimpl
-    def on_masks_changed(self, changes: Any, progress: Progress) -> None:
-        if self.fail:
-            raise RuntimeError("disk full")
-        self.seen.append((progress.epoch, [(c.parameter, c.sparsity_after, c.origin.plugin) for c in changes]))
-
-    @hookimpl
-    def on_learning_rate_changed(self, before: Any, after: Any) -> None:
-        self.seen.append(("lr", before, after))
-
-    @hookimpl
-    def on_state_saved(self, state: Any) -> None:
-        self.seen.append(("saved", state["next_epoch"]))
-
-    @hookimpl
-    def on_state_restored(self, progress: Progress) -> None:
-        self.seen.append(("restored", progress.epoch))
 
 
 @pytest.fixture

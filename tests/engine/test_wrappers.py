@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import MLP, without_listeners
-from test_bus import Recorder
-from test_effects import FIRST, Returns, rows
+from helpers import MLP, Recorder, without_listeners
+from on_the_bus import Returns, rows
 
 from prunekit import (
     ComponentSpec,
@@ -27,6 +26,7 @@ from prunekit.components import LossTerm, Result, SetMasks
 from prunekit.hookspecs import decision, event, notification, offer
 from prunekit.plugins.hooks import HOOKS, hook_names
 
+FIRST = SetMasks({"fc1.weight": rows(1)})
 SECOND = SetMasks({"fc2.weight": torch.zeros(4, 8, dtype=torch.bool)})
 MINE = f"Wraps, {__name__}"
 

@@ -1,0 +1,75 @@
+"""The windows of a schedule's policies while it is carried out: who is live, and whose window opens and closes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch.nn import Module
+from torch.optim import Optimizer
+
+from prunekit.engine.ledger import Ledger
+from prunekit.engine.policies import Policy, PruningPolicy
+from prunekit.engine.quantizers import Quantizers
+from prunekit.progress import BEFORE_TRAINING, Clock, Progress
+
+
+class Windows:
+    """Puts policies on the bus while their windows are open, and tells of it.
+
+    Args:
+        policies: of the whole schedule, in its order.
+        model: the network.
+        ledger: whose bus and masks policies act on.
+        quantizers: which follow the windows of their own policies.
+    """
+
+    def __init__(self, policies: Sequence[Policy], model: Module, ledger: Ledger, quantizers: Quantizers) -> None:
+        self._policies, self._model, self._ledger, self._quantizers = policies, model, ledger, quantizers
+        self._opened: set[int] = set()
+        self._hooks = {hook for p in policies for hook in (p.window.begin_hook, p.window.end_hook)}
+        self._prepare(BEFORE_TRAINING)
+
+    def begin(self, hook: str, clock: Clock, optimizer: Optimizer | None) -> None:
+        """An event begins; where a window may open with it, those are opened that do.
+
+        A clock, not a `Progress`: this is asked in each mini-batch, and mostly nobody counts in these.
+        """
+        if hook in self._hooks:
+            self.open(clock.progress, optimizer)
+
+    def open(self, now: Progress, optimizer: Optimizer | None) -> None:
+        """Put on the bus what is live now, and say whose window opens."""
+        # By identity: two policies of one component have its own hooks in common, which run once.
+        live = {id(each): each for policy in self._policies for each in policy.implementations(now)}
+        self._ledger.bus.set_live(live.values())
+        acting = [policy for policy in self._policies if policy.window.is_active(now)]
+        self._ledger.masks.activate(n for p in acting if isinstance(p, PruningPolicy) for n in p.parameters)
+        self._quantizers.open(now)
+        self._prepare(now)
+        for policy in self._policies:
+            if policy.window.is_open(now) and policy.index not in self._opened:
+                self._opened.add(policy.index)
+                self._tell("on_window_open", "window opens", policy, now)
+                self._quantizers.tell(policy, optimizer, now)
+
+    def end(self, hook: str, clock: Clock) -> None:
+        """An event has ended: say whose window has closed with it."""
+        for policy in self._policies if hook in self._hooks else ():
+            if policy.window.end_hook == hook and policy.window.ends(clock.progress):
+                self._opened.discard(policy.index)
+                self._tell("on_window_close", "window closes", policy, clock.progress)
+
+    def end_training(self) -> None:
+        """Nothing is live any more."""
+        self._ledger.bus.set_live(())
+        for policy in self._policies:
+            policy.end_training()
+
+    def _prepare(self, now: Progress) -> None:
+        """Let policies listen to what must be known later."""
+        for policy in self._policies:
+            policy.prepare(self._model, self._ledger.masks, now)
+
+    def _tell(self, hook: str, event: str, policy: Policy, now: Progress) -> None:
+        self._ledger.trace.info(event, hook=hook, **policy.origin._asdict(), **now.trace_keys())
+        self._ledger.bus.fire(hook, policy=policy.origin, progress=now)
