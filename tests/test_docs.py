@@ -32,6 +32,7 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
+from importlib import import_module
 from io import StringIO
 from pathlib import Path
 from types import ModuleType
@@ -345,6 +346,13 @@ def test_every_public_name_and_method_is_on_the_python_page() -> None:
     members = [name for name, _ in inspect.getmembers_static(CompressionScheduler) if name[0] != "_"]
     words = set(re.findall(r"\w+", text))
     assert [name for name in [*prunekit.__all__, *members] if name not in words] == []
+
+
+@pytest.mark.parametrize("package", ["components", "model", "pruning", "quantization", "testing"])
+def test_every_name_that_authors_are_offered_is_on_the_page_of_its_package(package: str) -> None:
+    offered = import_module(f"prunekit.{package}").__all__
+    words = set(re.findall(r"\w+", (ROOT / "docs" / f"{package}.md").read_text(encoding="utf-8")))
+    assert [name for name in offered if name not in words] == []
 
 
 # The trace
