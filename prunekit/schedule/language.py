@@ -31,9 +31,11 @@ class Reader:
         self.only(data, _TOP_KEYS, ())
         version = data.get("version", VERSION)
         if type(version) is not int or version != VERSION:
-            self.say(("version",), f"this prunekit reads version {VERSION} of the schedule language, got {version!r}")
+            self.add_problem(
+                ("version",), f"this prunekit reads version {VERSION} of the schedule language, got {version!r}"
+            )
         if isinstance(self.source.data, dict) and "policies" not in data:
-            self.say((), "'policies' is missing: a schedule without policies never does anything")
+            self.add_problem((), "'policies' is missing: a schedule without policies never does anything")
         kinds = [kind for kind in KINDS.values() if data.get(kind.section) is not None]
         components = [spec for kind in kinds for spec in self.section(data[kind.section], kind)]
         return components, list(self.policies(data.get("policies")))
@@ -46,15 +48,15 @@ class Reader:
             if isinstance(class_, str) and class_:
                 yield ComponentSpec(kind.name, name, class_, {k: v for k, v in args.items() if k != "class"})
             elif "class" in args:
-                self.say((*path, "class"), f"must be the name of a {kind} class, got {shortened(class_)}")
+                self.add_problem((*path, "class"), f"must be the name of a {kind} class, got {shortened(class_)}")
             elif isinstance(entry, dict):
-                self.say(path, f"the {kind} {name!r} has no 'class'{_instead('class', args)}")
+                self.add_problem(path, f"the {kind} {name!r} has no 'class'{_instead('class', args)}")
 
     def policies(self, data: Any) -> Iterator[PolicySpec]:
         if data is None:
             return
         if not isinstance(data, list):
-            self.say(("policies",), f"policies must be a list, got {_kind_of(data)}")
+            self.add_problem(("policies",), f"policies must be a list, got {_kind_of(data)}")
             return
         for index, entry in enumerate(data):
             policy = self.policy(entry, ("policies", index))
@@ -63,16 +65,16 @@ class Reader:
 
     def policy(self, data: Any, path: tuple[str | int, ...]) -> PolicySpec | None:
         if not isinstance(data, dict):
-            self.say(path, f"a policy must be a mapping, got {_kind_of(data)}")
+            self.add_problem(path, f"a policy must be a mapping, got {_kind_of(data)}")
             return None
         self.only(data, (*KINDS, *WINDOW_KEYS), path)
-        window = read_window(data, path, self.say)
+        window = read_window(data, path, self.add_problem)
         kinds = [kind for kind in KINDS if kind in data]
         if len(kinds) != 1:
             strange = [key for key in data if key not in WINDOW_KEYS]
             if kinds or not any(nearest(kind, strange) for kind in KINDS):  # else that key has been reported
                 got = " and ".join(kinds) or "none"
-                self.say(path, f"a policy names exactly one of {', '.join(KINDS)}; got {got}")
+                self.add_problem(path, f"a policy names exactly one of {', '.join(KINDS)}; got {got}")
             return None
         kind = kinds[0]
         where = (*path, kind)
@@ -83,11 +85,11 @@ class Reader:
         given = component.get("args")
         args = self.mapping({} if given is None else given, (*where, "args"), "args")
         if args and KINDS[kind].arguments is None:
-            self.say((*where, "args"), f"a policy of kind {kind} takes no args", key=True)
+            self.add_problem((*where, "args"), f"a policy of kind {kind} takes no args", key=True)
         name = component.get("instance_name")
         if not isinstance(name, str) or not name:
             got = f"must be a string, got {shortened(name)}" if "instance_name" in component else "is missing"
-            self.say((*where, "instance_name"), f"instance_name {got}")
+            self.add_problem((*where, "instance_name"), f"instance_name {got}")
             return None
         spec = PolicySpec(kind, name, window or Window(0, 1), args, place=int(path[-1]))
         if window is None:
@@ -97,16 +99,16 @@ class Reader:
     def mapping(self, data: Any, path: tuple[str | int, ...], what: str) -> Mapping[str, Any]:
         if isinstance(data, dict):
             return cast(Mapping[str, Any], data)
-        self.say(path, f"{what} must be a mapping, got {_kind_of(data)}")
+        self.add_problem(path, f"{what} must be a mapping, got {_kind_of(data)}")
         return {}
 
     def only(self, data: Mapping[str, Any], known: Iterable[str], path: tuple[str | int, ...]) -> None:
         for key in data:
             if key not in known:
                 hint = _belongs(key, data, path) or did_you_mean(key, known)
-                self.say((*path, key), f"unknown key {key!r}{hint}", key=True)
+                self.add_problem((*path, key), f"unknown key {key!r}{hint}", key=True)
 
-    def say(self, path: tuple[str | int, ...], message: str, *, key: bool = False) -> None:
+    def add_problem(self, path: tuple[str | int, ...], message: str, *, key: bool = False) -> None:
         self.problems.append(self.source.problem(path, message, key=key))
 
 

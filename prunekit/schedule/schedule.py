@@ -89,11 +89,11 @@ class Schedule:
 
     def problems(self) -> list[Problem]:
         """What could not be read, and what does not hold together: policies without their component, one name twice."""
-        say, found = self.source.problem, list(self.language_problems)
+        problem_at, found = self.source.problem, list(self.language_problems)
         seen: set[tuple[str, str]] = set()
         for spec in self.components:
             if (spec.kind, spec.name) in seen:
-                found.append(say(spec.path, f"two components of kind {spec.kind} are called {spec.name!r}"))
+                found.append(problem_at(spec.path, f"two components of kind {spec.kind} are called {spec.name!r}"))
             seen.add((spec.kind, spec.name))
         for policy in (*self.policies, *self.without_window):
             section = KINDS[policy.kind].section
@@ -101,7 +101,7 @@ class Schedule:
             if policy.instance_name not in names and not self._is_unreadable(section):
                 path = ("policies", policy.place, policy.kind, "instance_name")
                 hint = did_you_mean(policy.instance_name, names) or f"; the section {section} is empty"
-                found.append(say(path, f"no {policy.kind} is called {policy.instance_name!r}{hint}"))
+                found.append(problem_at(path, f"no {policy.kind} is called {policy.instance_name!r}{hint}"))
         return found
 
     def _names_in_source(self, section: str) -> set[str]:

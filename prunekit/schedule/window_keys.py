@@ -14,47 +14,47 @@ _LIST = "epochs"
 WINDOW_KEYS = (*_RANGE, _LIST)
 """All of them."""
 Path = tuple[str | int, ...]
-Say = Callable[..., None]
-"""`say(path, message, key=False)`: tells a problem at a place of the schedule; at the key itself, not its value."""
+AddProblem = Callable[..., None]
+"""`add_problem(path, message, key=False)`: something is wrong at a path of the schedule, at its value or at the key."""
 
 
-def read_window(data: Mapping[str, Any], path: Path, say: Say) -> Window | None:
+def read_window(data: Mapping[str, Any], path: Path, add_problem: AddProblem) -> Window | None:
     """The window of the policy at `path`, from its keys; None if what is wrong with them has been said."""
     given = [key for key in _RANGE if key in data]
     wrong = [key for key in given if type(data[key]) is not int]
     for key in wrong:
-        say((*path, key), f"must be an integer, got {shortened(data[key])}")
+        add_problem((*path, key), f"must be an integer, got {shortened(data[key])}")
     if _LIST in data:
-        return _listed(data[_LIST], given, path, say)
+        return _listed(data[_LIST], given, path, add_problem)
     missing = [key for key in _BOUNDS if key not in data]
     if missing:
-        say(path, f"{' and '.join(map(repr, missing))} missing; a policy needs both, or {_LIST!r}")
-    return None if wrong or missing else _ranged(data, path, say)
+        add_problem(path, f"{' and '.join(map(repr, missing))} missing; a policy needs both, or {_LIST!r}")
+    return None if wrong or missing else _ranged(data, path, add_problem)
 
 
-def _ranged(data: Mapping[str, Any], path: Path, say: Say) -> Window | None:
+def _ranged(data: Mapping[str, Any], path: Path, add_problem: AddProblem) -> Window | None:
     start, end, frequency = data[_BOUNDS[0]], data[_BOUNDS[1]], data.get("frequency", 1)
     if frequency < 1:
-        say((*path, "frequency"), f"must be at least 1, got {frequency}")
+        add_problem((*path, "frequency"), f"must be at least 1, got {frequency}")
     try:
         window = Window(start, end, max(frequency, 1))  # what else is wrong is said at the same time
     except ValueError as error:
-        say(path, str(error))
+        add_problem(path, str(error))
         return None
     return window if frequency >= 1 else None
 
 
-def _listed(epochs: Any, given: list[str], path: Path, say: Say) -> Window | None:
+def _listed(epochs: Any, given: list[str], path: Path, add_problem: AddProblem) -> Window | None:
     if given:
-        say((*path, _LIST), f"give either {_LIST!r} or {', '.join(map(repr, given))}, not both", key=True)
+        add_problem((*path, _LIST), f"give either {_LIST!r} or {', '.join(map(repr, given))}, not both", key=True)
         return None
     if not isinstance(epochs, list) or any(type(epoch) is not int for epoch in epochs):
-        say((*path, _LIST), f"must be a list of integers, got {shortened(epochs)}")
+        add_problem((*path, _LIST), f"must be a list of integers, got {shortened(epochs)}")
         return None
     try:
         return Window(epochs=epochs)
     except ValueError as error:
-        say((*path, _LIST), str(error))
+        add_problem((*path, _LIST), str(error))
         return None
 
 

@@ -177,7 +177,7 @@ class _Reader:
 
     def value(self, node: Any, path: Path_) -> Any:
         if id(node) in self.open:
-            self.say(node, path, "an alias to something that it is part of")
+            self.add_problem(node, path, "an alias to something that it is part of")
             return None
         if id(node) not in self.done:
             self.open.add(id(node))
@@ -203,13 +203,15 @@ class _Reader:
         inherited: dict[str, tuple[yaml.Node, yaml.Node]] = {}
         for key, child in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                self.say(key, path, "a key must be a plain word, not a list or a mapping")
+                self.add_problem(key, path, "a key must be a plain word, not a list or a mapping")
             elif key.tag == _TAG + "merge":
                 merged = {**self.merged(child, path), **merged}
                 inherited = {**self.inherited(child), **inherited}
             elif key.value in data:
                 first = own[key.value][0].start_mark.line + 1
-                self.say(key, (*path, key.value), f"the key {key.value!r} stands twice; the first is on line {first}")
+                self.add_problem(
+                    key, (*path, key.value), f"the key {key.value!r} stands twice; the first is on line {first}"
+                )
             else:
                 self.key(key, (*path, key.value))
                 own[key.value] = key, child
@@ -222,7 +224,7 @@ class _Reader:
         value = self.value(node, path)
         parts = value if isinstance(value, list) else [value]
         if not all(isinstance(part, dict) for part in parts):
-            self.say(node, path, "'<<' merges mappings only")
+            self.add_problem(node, path, "'<<' merges mappings only")
             return {}
         return {key: item for part in reversed(parts) for key, item in part.items()}
 
@@ -234,18 +236,18 @@ class _Reader:
         if node.tag.removeprefix(_TAG) not in _SCALARS:
             self.refuse_tag(node, path)
         elif not _is_text(node.value):
-            self.say(node, path, f"{node.value!r} is no text: it has half a character in it")
+            self.add_problem(node, path, f"{node.value!r} is no text: it has half a character in it")
 
     def scalar(self, node: Any, path: Path_) -> Any:
         text, kind = node.value, node.tag.removeprefix(_TAG)
         if kind not in _SCALARS:
             self.refuse_tag(node, path)
         elif not _is_text(text):
-            self.say(node, path, f"{text[:40]!r} is no text: it has half a character in it")
+            self.add_problem(node, path, f"{text[:40]!r} is no text: it has half a character in it")
         elif kind != "str" and not _PATTERNS[kind].match(text):
-            self.say(node, path, f"{text[:40]!r} is no {kind}")
+            self.add_problem(node, path, f"{text[:40]!r} is no {kind}")
         elif kind == "int" and len(text) > _MOST_DIGITS:
-            self.say(node, path, f"an int of more than {_MOST_DIGITS} digits")
+            self.add_problem(node, path, f"an int of more than {_MOST_DIGITS} digits")
         else:
             return _SCALARS[kind](text)
         return None
@@ -255,9 +257,9 @@ class _Reader:
         self.heights[id(node)] = 1 + max((self.heights.get(id(child), 0) for child in children), default=0)
 
     def refuse_tag(self, node: Any, path: Path_) -> None:
-        self.say(node, path, f"the tag {node.tag!r} is not accepted: schedules are plain data")
+        self.add_problem(node, path, f"the tag {node.tag!r} is not accepted: schedules are plain data")
 
-    def say(self, node: Any, path: Path_, message: str) -> None:
+    def add_problem(self, node: Any, path: Path_, message: str) -> None:
         self.source.problems.append(Problem(_position(self.source.name, node.start_mark), dotted(path), message))
 
 
