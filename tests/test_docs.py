@@ -64,6 +64,8 @@ from prunekit.schedule.yaml_source import Source
 from prunekit.trace import LEVELS, read
 
 ROOT = Path(__file__).parents[1]
+SLOW = {"write-a-plugin.md": pytest.mark.slow}
+"""A page that runs the tests of plugins, as whoever follows it does."""
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("plugins/*/README.md"))]
 LONG = bool(os.environ.get("PRUNEKIT_LONG"))
 
@@ -126,7 +128,7 @@ def page_id(page: Path) -> str:
 # Blocks run
 
 
-@pytest.mark.parametrize("page", PAGES, ids=page_id)
+@pytest.mark.parametrize("page", [pytest.param(page, marks=SLOW.get(page.name, ())) for page in PAGES], ids=page_id)
 def test_every_block_of_a_page_does_what_the_page_says(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, subtests: pytest.Subtests
 ) -> None:
