@@ -15,8 +15,9 @@ from prunekit.components.kinds import KINDS
 from prunekit.components.origin import Origin
 from prunekit.components.selecting import selecting_arguments
 from prunekit.errors import PluginError, Position, Problem
-from prunekit.plugins.entry_points import Offer, listener_offers, this_version
-from prunekit.plugins.hooks import Implementations, hook_names
+from prunekit.hookspecs import offer as offer_of_components
+from prunekit.plugins.entry_points import LISTENERS, Offer, listener_offers, this_version
+from prunekit.plugins.hooks import HOOKS, Implementations, hook_names
 from prunekit.plugins.lock import Entry, hash_of, hash_of_source
 from prunekit.plugins.registry import Found, Registry
 from prunekit.plugins.run_time import RunTimeComponents
@@ -197,7 +198,10 @@ def must_be(found: Found, kind: str, name: str) -> None:
     if owns and not selecting_arguments(found.cls, kind):
         what = "no argument of its constructor selects parameters; one must be of type Selectors or PerParameter"
         raise PluginError(f"{name!r} of {found.distribution} is no {kind}: {what}")
-    hook_names(found.cls, found.distribution)
+    for hook in hook_names(found.cls, found.distribution):
+        if HOOKS[hook] is offer_of_components:  # asked before any component is made
+            what = f"a component is never asked: {hook} belongs in a listener (group {LISTENERS!r})"
+            raise PluginError(f"{name!r} of {found.distribution} implements {hook}, and {what}")
 
 
 def _reason_to_leave_out(offer: Offer, trust: Trust) -> str | None:

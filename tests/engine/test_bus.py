@@ -252,6 +252,17 @@ def test_a_misspelt_hook_is_found_before_training() -> None:
         fails_with(Misspelt, "extension")
 
 
+class NeverAsked:
+    @hookimpl
+    def find_component(self, kind: str, name: str) -> type | None:
+        return None
+
+
+def test_a_component_that_offers_others_is_refused_since_nobody_would_ask_it() -> None:
+    with pytest.raises(ScheduleError, match=r"a component is never asked: find_component belongs in a listener"):
+        fails_with(NeverAsked, "extension")
+
+
 # Components with hooks of their own, and listeners
 
 
