@@ -1,7 +1,7 @@
 """For plugin authors: the laws that every component keeps, and a task that trains in a blink.
 
 def test_it_keeps_the_laws():
-    check_component("MyPruner", sparsity=0.5, weights="*.weight")
+    check_component("MyPruner", desired_sparsity=0.5, weights="*.weight")
 """
 
 from __future__ import annotations

@@ -26,8 +26,8 @@ class RigLPruner:
 
     Args:
         weights: the parameters. Each has a budget of its own, and only the sharing out of these looks at all of them.
-        sparsity: the fraction of zeros, 0 to 1, over all `weights` together; of each by itself where `initialization`
-            is `uniform`.
+        desired_sparsity: the fraction of zeros, 0 to 1, over all `weights` together; of each by itself where
+            `initialization` is `uniform`.
         initialization: how the kept weights are shared out: `erdos-renyi-kernel` (the density of a tensor is in
             proportion to the sum of its dimensions over their product), `erdos-renyi` (the same over inputs and outputs
             alone) or `uniform` (the same density everywhere).
@@ -39,7 +39,7 @@ class RigLPruner:
     """
 
     weights: Selectors
-    sparsity: Sparsity
+    desired_sparsity: Sparsity
     initialization: Distribution = "erdos-renyi-kernel"
     delta_t: PositiveInt = 100
     alpha: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.3
@@ -82,7 +82,7 @@ class RigLPruner:
 
     def _budgets(self, parameters: Mapping[str, Parameter]) -> dict[str, int]:
         shapes = {name: weight.shape for name, weight in parameters.items()}
-        return budgets(shapes, self.sparsity, self.initialization)
+        return budgets(shapes, self.desired_sparsity, self.initialization)
 
 
 def _gradient(name: str, weight: Parameter, mask: Tensor, context: Context) -> Tensor | None:

@@ -69,7 +69,7 @@ def start(
     ],
 )
 def test_the_first_masks_share_out_exactly_what_is_kept(initialization, budget):
-    run, _ = start(Net(), weights="*.weight", sparsity=0.75, initialization=initialization)
+    run, _ = start(Net(), weights="*.weight", desired_sparsity=0.75, initialization=initialization)
     run.on_epoch_begin(0)
     assert {name: int(mask.sum()) for name, mask in run.masks.items()} == budget
 
@@ -80,7 +80,7 @@ def test_the_seed_chooses_the_first_masks_and_nothing_else_does():
         net = Net()
         with torch.no_grad():
             net.fc1.weight.copy_(torch.rand(8, 12) * seed)
-        run, _ = start(net, weights="fc1.weight", sparsity=0.75, seed=seed)
+        run, _ = start(net, weights="fc1.weight", desired_sparsity=0.75, seed=seed)
         run.on_epoch_begin(0)
         return run.masks["fc1.weight"].tolist()
 
@@ -93,7 +93,7 @@ def test_the_seed_chooses_the_first_masks_and_nothing_else_does():
 def updated(weights: list[float], mask: list[bool], gradient: list[float], t: int = 0, **keys: Any) -> list[bool]:
     """What becomes of a mask at mini-batch t of 10 an epoch; the budget is what the mask keeps."""
     sparsity = 1 - sum(mask) / len(mask)
-    pruner = RigLPruner(weights="w", sparsity=sparsity, initialization="uniform", **{"alpha": 0.5, **keys})
+    pruner = RigLPruner(weights="w", desired_sparsity=sparsity, initialization="uniform", **{"alpha": 0.5, **keys})
     pruner.load_state_dict({"started": True, "next": t})
     net = Weights(*weights)
     net.w.grad = torch.tensor(gradient)
@@ -139,7 +139,7 @@ def test_t_end_bends_the_cosine():
 def test_a_regularizer_s_zeros_are_made_up_for_by_growing_more():
     # The mask in force is one short of the budget of 4.
     weights, mask = [4.0, 1.0, 3.0, 0.0, 0.0, 0.0, 0.0, 0.0], [True] * 3 + [False] * 5
-    pruner = RigLPruner(weights="w", sparsity=0.5, alpha=0.4)
+    pruner = RigLPruner(weights="w", desired_sparsity=0.5, alpha=0.4)
     pruner.load_state_dict({"started": True, "next": 0})
     net = Weights(*weights)
     net.w.grad = torch.tensor([0.0, 0.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0])
@@ -173,7 +173,7 @@ def test_the_budget_is_kept_and_the_order_of_weights_does_not_matter_where_none_
 def moments(epochs: int, minibatches: int, window: Any = None, step_every: int = 1, **keys: Any) -> list[Any]:
     """(epoch, mini-batch) of each update of a vector, in a training."""
     net = Weights(*[float(i + 1) for i in range(40)])
-    run, optimizer = start(net, window, sparsity=0.5, **keys)
+    run, optimizer = start(net, window, desired_sparsity=0.5, **keys)
     found = []
     for epoch in run.epochs(epochs):
         for minibatch, _ in enumerate(run.minibatches(range(minibatches))):
@@ -212,7 +212,7 @@ def test_where_the_optimizer_steps_less_often_an_update_comes_with_the_first_ste
 
 def test_a_weight_that_grows_starts_at_zero_and_is_trained_at_once():
     net = Weights(*[1.0] * 8)
-    run, optimizer = start(net, rate=0.5, sparsity=0.5, alpha=0.5)
+    run, optimizer = start(net, rate=0.5, desired_sparsity=0.5, alpha=0.5)
     for _ in run.epochs(1):
         before = run.masks["w"].clone()
         for _ in run.minibatches([0]):
@@ -227,7 +227,7 @@ def test_where_no_pruned_weight_has_a_gradient_the_mask_stays_and_a_warning_says
     net = Weights(*[1.0] * 8)
     args = {"mask_gradients": True, "mask_on_forward_only": True}
     with capture_logs() as lines:
-        run, optimizer = start(net, sparsity=0.5, args=args)
+        run, optimizer = start(net, desired_sparsity=0.5, args=args)
         for _ in run.epochs(1):
             before = run.masks["w"].clone()
             for _ in run.minibatches([0]):
@@ -246,7 +246,7 @@ def test_where_no_pruned_weight_has_a_gradient_the_mask_stays_and_a_warning_says
     [
         ({"weights": []}, "weights", "selects nothing: name at least one parameter, or '*'"),
         ({"weights": "fc9.weight"}, "weights", "'fc9.weight' selects nothing in the model"),
-        ({"sparsity": 75}, "sparsity", "must be less than or equal to 1, got 75"),
+        ({"desired_sparsity": 75}, "desired_sparsity", "must be less than or equal to 1, got 75"),
         ({"alpha": 0}, "alpha", "must be greater than 0, got 0"),
         ({"alpha": 1.1}, "alpha", "must be less than or equal to 1, got 1.1"),
         ({"delta_t": 0}, "delta_t", "must be greater than or equal to 1, got 0"),
@@ -256,7 +256,7 @@ def test_where_no_pruned_weight_has_a_gradient_the_mask_stays_and_a_warning_says
 )
 def test_what_makes_no_sense_is_refused_at_load(keys, path, message):
     with pytest.raises(ScheduleError) as error:
-        start(Net(), **{"weights": "*.weight", "sparsity": 0.5, **keys})
+        start(Net(), **{"weights": "*.weight", "desired_sparsity": 0.5, **keys})
     (problem,) = error.value.problems
     assert (problem.path, message in problem.message) == (f"pruners.rigl.{path}", True)
 
@@ -287,4 +287,4 @@ def test_the_schedule_of_the_card_keeps_what_it_says_to_its_end():
 
 @pytest.mark.parametrize("keys", [{"delta_t": 1}, {"delta_t": 3, "initialization": "uniform", "t_end": 9}])
 def test_it_keeps_the_laws(keys):
-    check_component(RigLPruner, weights="*.weight", sparsity=0.5, **keys)
+    check_component(RigLPruner, weights="*.weight", desired_sparsity=0.5, **keys)

@@ -24,8 +24,8 @@ class SETPruner:
 
     Args:
         weights: the parameters. Each has a budget of its own, and only the sharing out of these looks at all of them.
-        sparsity: the fraction of zeros, 0 to 1, over all `weights` together; of each by itself where `initialization`
-            is `uniform`.
+        desired_sparsity: the fraction of zeros, 0 to 1, over all `weights` together; of each by itself where
+            `initialization` is `uniform`.
         initialization: how the kept weights are shared out: `erdos-renyi` (equation 3: the density of a matrix is
             ε (n_out + n_in) / (n_out · n_in), with the ε that meets the sparsity), `erdos-renyi-kernel` (the same over
             all dimensions of a convolution) or `uniform` (the same density everywhere).
@@ -36,7 +36,7 @@ class SETPruner:
     """
 
     weights: Selectors
-    sparsity: Sparsity
+    desired_sparsity: Sparsity
     initialization: Distribution = "erdos-renyi"
     zeta: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.3
     signs: Literal["apart", "together"] = "apart"
@@ -46,7 +46,8 @@ class SETPruner:
     def compute_masks(self, parameters: Mapping[str, Parameter], context: Context) -> Mapping[str, Tensor]:
         """Drawn masks where there are none yet, then rewired ones: once for each moment, however often it is asked."""
         last, self._moment = self._moment, (context.progress.epoch, context.progress.minibatch)
-        kept = budgets({name: weight.shape for name, weight in parameters.items()}, self.sparsity, self.initialization)
+        shapes = {name: weight.shape for name, weight in parameters.items()}
+        kept = budgets(shapes, self.desired_sparsity, self.initialization)
         masks = {}
         for name, weight in parameters.items():
             mask = None if last is None else context.masks.get(name)

@@ -47,7 +47,7 @@ def kept(run: CompressionScheduler) -> dict[str, int]:
 
 def rewired(weights: list[float], mask: list[bool], epoch: int = 1, **keys: Any) -> list[bool]:
     """What becomes of a mask at a later epoch; the budget is what the mask keeps."""
-    pruner = SETPruner(weights="w", sparsity=(1 - sum(mask) / len(mask)), initialization="uniform", **keys)
+    pruner = SETPruner(weights="w", desired_sparsity=(1 - sum(mask) / len(mask)), initialization="uniform", **keys)
     pruner.load_state_dict({"moment": [0, -1]})
     net = nn.Module()
     net.w = nn.Parameter(torch.tensor(weights))
@@ -67,7 +67,7 @@ def rewired(weights: list[float], mask: list[bool], epoch: int = 1, **keys: Any)
     ],
 )
 def test_the_first_masks_share_out_exactly_what_is_kept(initialization, budget):
-    run = scheduler(MLP(), weights="*.weight", sparsity=0.75, initialization=initialization)
+    run = scheduler(MLP(), weights="*.weight", desired_sparsity=0.75, initialization=initialization)
     run.on_epoch_begin(0)
     assert kept(run) == budget
     assert run.sparsity("fc2.weight") == 1 - budget["fc2.weight"] / 32
@@ -77,7 +77,7 @@ def test_the_kernel_of_a_convolution_counts_in_the_one_and_not_in_the_other():
     net = nn.Module()
     net.conv, net.fc = nn.Conv2d(8, 8, 3), nn.Linear(12, 8)  # 576 + 96 weights, of which 168 stay
     for initialization, budget in (("erdos-renyi-kernel", (88, 80)), ("erdos-renyi", (148, 20))):
-        run = scheduler(net, weights="*.weight", sparsity=0.75, initialization=initialization)
+        run = scheduler(net, weights="*.weight", desired_sparsity=0.75, initialization=initialization)
         run.on_epoch_begin(0)
         assert tuple(kept(run).values()) == budget  # 22 ε and 20 ε; 144 ε and 20 ε
 
@@ -88,7 +88,7 @@ def test_the_first_masks_are_drawn_at_the_first_active_epoch_whatever_the_weight
         other.fc1.weight.mul_(-3)
     masks = []
     for net in (first, other):
-        run = scheduler(net, {"epochs": [2, 3]}, weights="*.weight", sparsity=0.75)
+        run = scheduler(net, {"epochs": [2, 3]}, weights="*.weight", desired_sparsity=0.75)
         run.on_epoch_begin(0)
         assert dict(run.masks) == {}
         run.on_epoch_begin(2)
@@ -99,7 +99,7 @@ def test_the_first_masks_are_drawn_at_the_first_active_epoch_whatever_the_weight
 def test_the_seed_chooses_and_nothing_else_does():
     def masks(seed: int) -> Any:
         torch.manual_seed(seed + 5)
-        run = scheduler(MLP(), weights="fc1.weight", sparsity=0.75, seed=seed)
+        run = scheduler(MLP(), weights="fc1.weight", desired_sparsity=0.75, seed=seed)
         for epoch in (0, 1):
             run.on_epoch_begin(epoch)
         return run.masks["fc1.weight"].tolist()
@@ -108,20 +108,20 @@ def test_the_seed_chooses_and_nothing_else_does():
 
 
 def test_which_parameters_are_pruned_is_said_by_weights():
-    run = scheduler(MLP(), weights=["fc2.weight"], sparsity=0.75)
+    run = scheduler(MLP(), weights=["fc2.weight"], desired_sparsity=0.75)
     run.on_epoch_begin(0)
     assert kept(run) == {"fc2.weight": 8}
 
 
 def test_a_sparsity_of_less_than_one_weight_prunes_nothing():
-    run = scheduler(MLP(), weights="*.weight", sparsity=0.007)
+    run = scheduler(MLP(), weights="*.weight", desired_sparsity=0.007)
     for epoch in (0, 1):
         run.on_epoch_begin(epoch)
     assert dict(run.masks) == {}
 
 
 def test_a_sparsity_of_1_leaves_nothing():
-    run = scheduler(MLP(), weights="*.weight", sparsity=1)
+    run = scheduler(MLP(), weights="*.weight", desired_sparsity=1)
     for epoch in (0, 1):
         run.on_epoch_begin(epoch)
     assert kept(run) == {"fc1.weight": 0, "fc2.weight": 0}
@@ -182,7 +182,7 @@ def test_what_is_grown_differs_from_epoch_to_epoch():
 
 def test_a_weight_that_grows_starts_at_zero():
     net = MLP()
-    run = scheduler(net, weights="fc1.weight", sparsity=0.75, zeta=0.5)
+    run = scheduler(net, weights="fc1.weight", desired_sparsity=0.75, zeta=0.5)
     run.on_epoch_begin(0)
     before = run.masks["fc1.weight"].clone()
     run.on_epoch_begin(1)
@@ -191,7 +191,7 @@ def test_a_weight_that_grows_starts_at_zero():
 
 
 def test_asked_again_at_the_same_moment_nothing_changes():
-    run = scheduler(MLP(), weights="*.weight", sparsity=0.75, zeta=0.5)
+    run = scheduler(MLP(), weights="*.weight", desired_sparsity=0.75, zeta=0.5)
     for epoch in (0, 1):
         run.on_epoch_begin(epoch)
     masks = {name: mask.clone() for name, mask in run.masks.items()}
@@ -234,7 +234,7 @@ def test_the_budget_is_kept_and_none_that_stays_is_closer_to_zero_than_one_of_it
     [
         ({"weights": []}, "weights", "selects nothing: name at least one parameter, or '*'"),
         ({"weights": "fc9.weight"}, "weights", "'fc9.weight' selects nothing in the model"),
-        ({"sparsity": 75}, "sparsity", "must be less than or equal to 1, got 75"),
+        ({"desired_sparsity": 75}, "desired_sparsity", "must be less than or equal to 1, got 75"),
         ({"zeta": 0}, "zeta", "must be greater than 0, got 0"),
         ({"zeta": 1.1}, "zeta", "must be less than or equal to 1, got 1.1"),
         ({"initialization": "erdos"}, "initialization", "got 'erdos'"),
@@ -243,7 +243,7 @@ def test_the_budget_is_kept_and_none_that_stays_is_closer_to_zero_than_one_of_it
 )
 def test_what_makes_no_sense_is_refused_at_load(keys, path, message):
     with pytest.raises(ScheduleError) as error:
-        scheduler(MLP(), **{"weights": "*.weight", "sparsity": 0.5, **keys})
+        scheduler(MLP(), **{"weights": "*.weight", "desired_sparsity": 0.5, **keys})
     (problem,) = error.value.problems
     assert (problem.path, message in problem.message) == (f"pruners.set.{path}", True)
 
@@ -274,4 +274,4 @@ def test_the_schedule_of_the_card_keeps_what_it_says_to_its_end():
 
 @pytest.mark.parametrize("keys", [{"zeta": 0.5}, {"initialization": "uniform", "signs": "together"}])
 def test_it_keeps_the_laws(keys):
-    check_component(SETPruner, weights="*.weight", sparsity=0.5, **keys)
+    check_component(SETPruner, weights="*.weight", desired_sparsity=0.5, **keys)

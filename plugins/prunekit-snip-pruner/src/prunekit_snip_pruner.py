@@ -27,14 +27,14 @@ class SNIPPruner:
 
     Args:
         weights: the parameters, ranked together.
-        sparsity: the fraction of zeros in all of them together, 0 to 1.
+        desired_sparsity: the fraction of zeros in all of them together, 0 to 1.
         batches: how many mini-batches the gradients are averaged over, before the step of the last of which the masks
             are set. The optimizer steps in those before it: the weights in the sensitivity are the first ones all the
             same, and the gradients are taken where they have moved to.
     """
 
     weights: Selectors
-    sparsity: Sparsity
+    desired_sparsity: Sparsity
     batches: PositiveInt = 1
     _seen: int = field(default=0, init=False, repr=False)
     _initial: Tensors = field(default_factory=dict, init=False, repr=False)
@@ -84,7 +84,7 @@ class SNIPPruner:
         for name in parameters:
             if name not in sensitivities:
                 context.warn("no gradient, left out of the ranking", parameter=name)
-        count = math.floor(self.sparsity * sum(value.numel() for value in sensitivities.values()))
+        count = math.floor(self.desired_sparsity * sum(value.numel() for value in sensitivities.values()))
         if not count:
             return {}
         masks = dict(zip(sensitivities, prune_smallest_together(list(sensitivities.values()), count), strict=True))

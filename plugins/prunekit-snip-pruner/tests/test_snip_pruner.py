@@ -50,7 +50,7 @@ def train(net: nn.Module, run: CompressionScheduler, optimizer: Any, *epochs: li
 
 def test_the_lowest_of_weight_times_gradient_go_of_all_tensors_together():
     net = GivenGradients(a=[1.0, -2.0, 3.0, 4.0], b=[10.0, 1.0])
-    run, optimizer = start(net, sparsity=0.5)
+    run, optimizer = start(net, desired_sparsity=0.5)
     gradients = {"a": [5.0, 4.0, 0.0, -1.0], "b": [0.1, 6.0]}
     # |w g| is 5, 8, 0, 4 and 1, 6: the three lowest are 0, 1 and 4.
     (masks,) = train(net, run, optimizer, [gradients])
@@ -71,7 +71,7 @@ def test_it_is_the_derivative_of_the_loss_by_a_switch_on_each_connection_normali
     kappa = 128 - math.floor(0.7 * 128)
     threshold = s.sort(descending=True).values[kappa - 1]
 
-    run, optimizer = start(net, sparsity=0.7, weights="*.weight")
+    run, optimizer = start(net, desired_sparsity=0.7, weights="*.weight")
     for _ in run.epochs(1):
         for _ in run.minibatches([0]):
             optimizer.zero_grad()
@@ -83,14 +83,14 @@ def test_it_is_the_derivative_of_the_loss_by_a_switch_on_each_connection_normali
 @pytest.mark.parametrize(("sparsity", "gone"), [(0.24, 0), (0.25, 1), (0.74, 2), (1, 4)])
 def test_the_sparsity_says_how_many_go_rounded_down(sparsity, gone):
     net = GivenGradients(a=[1.0, 2.0, 3.0], b=[4.0])
-    run, optimizer = start(net, sparsity=sparsity)
+    run, optimizer = start(net, desired_sparsity=sparsity)
     train(net, run, optimizer, [{"a": [1.0] * 3, "b": [1.0]}])
     assert sum(int((~mask).sum()) for mask in run.masks.values()) == gone
 
 
 def test_of_equal_sensitivities_those_that_come_first_go():
     net = GivenGradients(a=[1.0, -1.0], b=[1.0, 1.0])
-    run, optimizer = start(net, sparsity=0.75)
+    run, optimizer = start(net, desired_sparsity=0.75)
     assert train(net, run, optimizer, [{"a": [1.0, 1.0], "b": [-1.0, 1.0]}]) == [
         {"a": [False, False], "b": [False, True]}
     ]
@@ -99,7 +99,7 @@ def test_of_equal_sensitivities_those_that_come_first_go():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_sensitivities_of_16_bits_are_compared_in_32(dtype):
     net = GivenGradients(a=torch.tensor([1.0078125, 1.0, 0.0, 0.0], dtype=dtype))
-    run, optimizer = start(net, sparsity=0.75)
+    run, optimizer = start(net, desired_sparsity=0.75)
     # 1.0078125² and 1.0078125 · 1.015625, next to each other, are one number in bfloat16.
     net.a.data[1] = 1.015625
     train(net, run, optimizer, [{"a": [1.0078125, 1.0078125, 0.0, 0.0]}])
@@ -108,7 +108,7 @@ def test_sensitivities_of_16_bits_are_compared_in_32(dtype):
 
 def test_only_weights_are_pruned():
     net = GivenGradients(a=[1.0, 2.0], b=[0.1, 0.1])
-    run, optimizer = start(net, weights="a", sparsity=0.5)
+    run, optimizer = start(net, weights="a", desired_sparsity=0.5)
     assert train(net, run, optimizer, [{"a": [1.0, 1.0], "b": [1.0, 1.0]}]) == [{"a": [False, True]}]
 
 
@@ -121,7 +121,7 @@ def test_only_weights_are_pruned():
 def test_the_count_is_exact_and_the_scale_of_weights_and_of_the_loss_does_not_matter(units, sparsity, scale):
     def mask(weight_scale: float, gradient_scale: float) -> list[bool]:
         net = GivenGradients(a=[w * weight_scale for w, _ in units])
-        run, optimizer = start(net, sparsity=sparsity)
+        run, optimizer = start(net, desired_sparsity=sparsity)
         seen = train(net, run, optimizer, [{"a": [g * gradient_scale for _, g in units]}])
         return seen[0].get("a", [True] * len(units))
 
@@ -135,7 +135,7 @@ def test_the_count_is_exact_and_the_scale_of_weights_and_of_the_loss_does_not_ma
 
 def test_the_masks_are_set_before_the_first_step_and_stay():
     net = GivenGradients(a=[1.0, 2.0])
-    run, optimizer = start(net, rate=1.0, sparsity=0.5, window={"epochs": [0, 1, 2]})
+    run, optimizer = start(net, rate=1.0, desired_sparsity=0.5, window={"epochs": [0, 1, 2]})
     one, other = {"a": [1.0, 1.0]}, {"a": [9.0, 0.25]}
     seen = train(net, run, optimizer, [one, other], [other], [other])
     assert seen == [{"a": [False, True]}] * 4
@@ -144,7 +144,7 @@ def test_the_masks_are_set_before_the_first_step_and_stay():
 
 def test_it_is_the_first_mini_batch_of_the_first_active_epoch():
     net = GivenGradients(a=[1.0, 2.0])
-    run, optimizer = start(net, sparsity=0.5, window={"epochs": [1]})
+    run, optimizer = start(net, desired_sparsity=0.5, window={"epochs": [1]})
     seen = train(net, run, optimizer, [{"a": [1.0, 1.0]}] * 2, [{"a": [9.0, 1.0]}])
     assert seen == [{}, {}, {"a": [True, False]}]
 
@@ -152,7 +152,7 @@ def test_it_is_the_first_mini_batch_of_the_first_active_epoch():
 def test_gradients_that_are_there_before_training_are_not_looked_at():
     net = GivenGradients(a=[1.0, 2.0])
     net.a.grad = torch.tensor([100.0, 0.0])
-    run, optimizer = start(net, sparsity=0.5)
+    run, optimizer = start(net, desired_sparsity=0.5)
     run.on_epoch_begin(0)
     assert dict(run.masks) == {}
     assert train(net, run, optimizer, [{"a": [1.0, 1.0]}]) == [{"a": [False, True]}]
@@ -160,7 +160,7 @@ def test_gradients_that_are_there_before_training_are_not_looked_at():
 
 def test_gradients_of_several_batches_are_averaged_and_go_with_the_first_weights():
     net = GivenGradients(a=[1.0, 2.0, 3.0])
-    run, optimizer = start(net, rate=1.0, sparsity=0.34, batches=3)
+    run, optimizer = start(net, rate=1.0, desired_sparsity=0.34, batches=3)
     batches = [{"a": [2.0, 2.0, 0.0]}, {"a": [2.0, -2.0, 1.0]}, {"a": [2.0, 0.1, 0.0]}]
     # Summed: 6, 0.1 and 1, times 1, 2 and 3. The weights in the end would be -3, 2 and 2.
     assert train(net, run, optimizer, batches) == [{}, {}, {"a": [True, False, True]}]
@@ -168,7 +168,7 @@ def test_gradients_of_several_batches_are_averaged_and_go_with_the_first_weights
 
 def test_with_accumulated_gradients_one_batch_is_all_that_were_accumulated():
     net = GivenGradients(a=[1.0, 2.0])
-    run, optimizer = start(net, rate=1.0, sparsity=0.5)
+    run, optimizer = start(net, rate=1.0, desired_sparsity=0.5)
     for _ in run.epochs(1):
         for minibatch, gradients in enumerate(run.minibatches([{"a": [3.0, 2.0]}, {"a": [3.0, -1.5]}])):
             net(gradients).backward()
@@ -180,7 +180,7 @@ def test_with_accumulated_gradients_one_batch_is_all_that_were_accumulated():
 def test_where_the_window_ends_too_early_what_was_seen_decides_and_a_warning_says_so():
     net = GivenGradients(a=[1.0, 2.0])
     with capture_logs() as lines:
-        run, optimizer = start(net, sparsity=0.5, batches=10)
+        run, optimizer = start(net, desired_sparsity=0.5, batches=10)
         seen = train(net, run, optimizer, [{"a": [3.0, 1.0]}] * 2, [{"a": [1.0, 9.0]}])
     assert seen == [{}, {"a": [True, False]}, {"a": [True, False]}]
     warnings = [line for line in lines if line["log_level"] == "warning"]
@@ -192,11 +192,11 @@ def test_where_the_window_ends_too_early_what_was_seen_decides_and_a_warning_say
 def test_a_run_stopped_between_batches_goes_on_with_what_it_has_seen():
     batches = [{"a": [5.0, 1.0]}, {"a": [1.0, 1.0]}, {"a": [1.0, 1.0]}]
     net = GivenGradients(a=[1.0, 2.0])
-    run, optimizer = start(net, sparsity=0.5, batches=3, window={"epochs": [0, 1]})
+    run, optimizer = start(net, desired_sparsity=0.5, batches=3, window={"epochs": [0, 1]})
     train(net, run, optimizer, batches[:2])
     state = run.state_dict()
     other = GivenGradients(a=[9.0, 9.0])
-    resumed, other_optimizer = start(other, sparsity=0.5, batches=3, window={"epochs": [0, 1]})
+    resumed, other_optimizer = start(other, desired_sparsity=0.5, batches=3, window={"epochs": [0, 1]})
     resumed.load_state_dict(state)
     train(other, resumed, other_optimizer, [], batches[2:])
     assert resumed.masks["a"].tolist() == [True, False]  # 7 · 1 and 3 · 2
@@ -209,7 +209,7 @@ def test_a_parameter_without_a_gradient_is_left_out_with_a_warning():
     net = GivenGradients(a=[1.0, 2.0], b=[3.0, 4.0], c=[5.0, 6.0])
     net.b.requires_grad = False
     with capture_logs() as lines:
-        run, optimizer = start(net, sparsity=0.5)
+        run, optimizer = start(net, desired_sparsity=0.5)
         seen = train(net, run, optimizer, [{"a": [1.0, 1.0], "b": [1.0, 1.0]}])
     assert seen == [{"a": [False, True]}]  # floor(0.5 · 2)
     warned = [(line["event"], line["parameter"]) for line in lines if line["log_level"] == "warning"]
@@ -219,7 +219,7 @@ def test_a_parameter_without_a_gradient_is_left_out_with_a_warning():
 def test_a_tensor_of_which_nothing_is_left_is_warned_of():
     net = GivenGradients(a=[1.0, 2.0], b=[3.0, 4.0])
     with capture_logs() as lines:
-        run, optimizer = start(net, sparsity=0.5)
+        run, optimizer = start(net, desired_sparsity=0.5)
         train(net, run, optimizer, [{"a": [1.0, 1.0], "b": [1.0, 1.0]}])
     warned = [(line["event"], line["parameter"]) for line in lines if line["log_level"] == "warning"]
     assert warned == [("no weight is left", "a")]
@@ -230,13 +230,13 @@ def test_a_tensor_of_which_nothing_is_left_is_warned_of():
     [
         ({"weights": []}, "weights", "selects nothing: name at least one parameter, or '*'"),
         ({"weights": "fc9.weight"}, "weights", "'fc9.weight' selects nothing in the model"),
-        ({"sparsity": 75}, "sparsity", "must be less than or equal to 1, got 75"),
+        ({"desired_sparsity": 75}, "desired_sparsity", "must be less than or equal to 1, got 75"),
         ({"batches": 0}, "batches", "must be greater than or equal to 1, got 0"),
     ],
 )
 def test_what_makes_no_sense_is_refused_at_load(keys, path, message):
     with pytest.raises(ScheduleError) as error:
-        start(MLP(), **{"weights": "*.weight", "sparsity": 0.5, **keys})
+        start(MLP(), **{"weights": "*.weight", "desired_sparsity": 0.5, **keys})
     (problem,) = error.value.problems
     assert (problem.path, message in problem.message) == (f"pruners.snip.{path}", True)
 
@@ -263,4 +263,4 @@ def test_the_schedule_of_the_card_prunes_what_it_says_to_the_end():
 
 @pytest.mark.parametrize("keys", [{}, {"batches": 6}])
 def test_it_keeps_the_laws(keys):
-    check_component(SNIPPruner, weights="*.weight", sparsity=0.5, **keys)
+    check_component(SNIPPruner, weights="*.weight", desired_sparsity=0.5, **keys)
