@@ -18,7 +18,7 @@ from prunekit.components.arguments import check_arguments
 from prunekit.components.kinds import EXTENSION, KINDS, PRUNER, QUANTIZER, REGULARIZER
 from prunekit.engine.learning_rate import LearningRateSchedule
 from prunekit.errors import ArgumentError, PluginError, did_you_mean
-from prunekit.plugins.entry_points import component_offers, listener_offers
+from prunekit.plugins.entry_points import listener_offers, named_offers
 from prunekit.plugins.hooks import hook_names
 from prunekit.plugins.listeners import Listener, load_plugins, must_be
 from prunekit.plugins.registry import Found
@@ -146,7 +146,7 @@ def _given(target: Any, kind: str | None) -> Subject:
     """A subject that is not asked for by name, but may be registered."""
     module, name = _place(target)
     value = f"{module}:{name}" if name else module
-    for offer in [*component_offers(), *listener_offers()]:
+    for offer in [*named_offers(), *listener_offers()]:
         if offer.entry_point.value == value and kind in (None, offer.kind):
             return Subject(target, offer.kind, offer.name, offer.distribution, offer.version)
     if inspect.ismodule(target) or not isinstance(target, type):
