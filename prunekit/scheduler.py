@@ -25,13 +25,14 @@ from prunekit.engine.policies import Policy
 from prunekit.engine.quantizers import Quantizers
 from prunekit.engine.state import check_fit, fingerprint, fitting_masks, renamed, stateful
 from prunekit.engine.windows import Windows
-from prunekit.errors import PrunekitError, ScheduleError
+from prunekit.errors import PrunekitError, ScheduleError, dotted
 from prunekit.model.masks import Masks
 from prunekit.model.optimizer import learning_rates, set_groups
 from prunekit.model.parameters import Parameters
 from prunekit.plugins.listeners import Plugins, core_entry, given_listeners, load_plugins
 from prunekit.plugins.lock import Lock
 from prunekit.progress import Clock, Progress
+from prunekit.pruning.named import NAMED_KINDS
 from prunekit.quantization.forward import QuantizedForward
 from prunekit.schedule.schedule import Schedule, parse
 from prunekit.schedule.yaml_source import Source
@@ -86,8 +87,8 @@ class CompressionScheduler:
         for warning in [*schedule.warnings(), *built.warnings]:
             self.trace.warning("schedule", problem=str(warning))
         self._policies, self._components = built.policies, built.components
-        self._found, self._listeners = built.found, plugins.listeners
-        self._plugins = {found.distribution: found.version for found in built.found.values()}
+        self._used, self._listeners = built.used, plugins.listeners
+        self._plugins = {used.found.distribution: used.found.version for used in built.used}
         for policy in self._policies:
             policy.warn = self.trace.warning
         self._masks = Masks(Parameters.of(model).by_name)
@@ -151,9 +152,9 @@ class CompressionScheduler:
         return self._ledger.changes
 
     def lock(self) -> Lock:
-        """The plugins of this run as they are now: the schedule's classes, the listeners, and prunekit itself."""
-        components = [found.entry(kind, name) for (kind, name), found in self._found.items()]
-        return Lock((core_entry(), *components, *(listener.entry for listener in self._listeners)))
+        """The plugins of this run as they are now: what the schedule names, the listeners, and prunekit itself."""
+        used = dict.fromkeys(each.entry for each in self._used)
+        return Lock((core_entry(), *used, *(listener.entry for listener in self._listeners)))
 
     # The explicit way: one call per event
 
@@ -161,7 +162,9 @@ class CompressionScheduler:
         """Training is about to begin, or to go on; the first event of a run calls it where the loop does not."""
         if not self._begun:
             self._begun = True
-            self.trace.info("training begins", plugins=self._plugins, policies=len(self._policies))
+            named = {dotted(u.place): f"{u.found.distribution}:{u.name}" for u in self._used if u.kind in NAMED_KINDS}
+            more = {"named": named} if named else {}
+            self.trace.info("training begins", plugins=self._plugins, policies=len(self._policies), **more)
             with self._bus.listeners_only():  # components are live already where a run goes on within an epoch
                 self._fire("on_train_begin", run_dir=self.trace.run_dir)
 

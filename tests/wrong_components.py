@@ -1,4 +1,4 @@
-"""Components that are wrong on purpose, each in one way, for `test_testing.py`: every one breaks the laws it names."""
+"""What is wrong on purpose, each in one way, for `test_testing.py`: every one breaks the laws that it names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from prunekit import Progress, hookimpl
 from prunekit.components import Context, NonNegative, Selectors, Sparsity
-from prunekit.pruning import prune_count, prune_lowest
+from prunekit.pruning import Groups, prune_count, prune_lowest
 from prunekit.quantization import BitsQuantizer
 
 Weights = Mapping[str, Tensor]
@@ -535,3 +535,131 @@ class Gambler:
     @hookimpl
     def on_epoch_begin(self) -> None:
         torch.rand(1)
+
+
+# Curves, granularities and rankings, each a class whose instances are one; `kind` says which.
+
+
+class Curve:
+    """A straight curve: what the curves below would be if they were right."""
+
+    kind = "curve"
+
+    def __call__(self, initial: float, final: float, fraction: float) -> float:
+        return initial + (final - initial) * fraction
+
+
+class NeverArrives(Curve):
+    """Half of the way."""
+
+    breaks = ("curve_ends",)
+
+    def __call__(self, initial: float, final: float, fraction: float) -> float:
+        return super().__call__(initial, final, fraction / 2)
+
+
+class Overshoots(Curve):
+    """Prunes more than all on the way, and comes back."""
+
+    breaks = ("curve_range",)
+
+    def __call__(self, initial: float, final: float, fraction: float) -> float:
+        return super().__call__(initial, final, fraction) + 4 * fraction * (1 - fraction)
+
+
+class Wavers(Curve):
+    """A little more or less each time, but at its ends."""
+
+    breaks = ("pure_function",)
+
+    def __call__(self, initial: float, final: float, fraction: float) -> float:
+        draw = 0.01 * float(torch.rand(1)) if 0 < fraction < 1 else 0
+        return super().__call__(initial, final, fraction) - draw * fraction
+
+
+class EveryOther:
+    """The rows of a matrix, even and odd ones: what the granularities below would be if they were right."""
+
+    kind = "granularity"
+
+    def groups(self, tensor: Tensor) -> Groups:
+        if tensor.dim() != 2 or len(tensor) % 2:
+            raise ValueError(f"has shape {list(tensor.shape)}, not an even number of rows")
+        rows, columns = tensor.shape
+        return Groups((rows, columns), (rows // 2, 2, columns), (0, 2))
+
+
+class CountsOneGroup(EveryOther):
+    """Spreads as if all were in the first group."""
+
+    breaks = ("partition",)
+
+    def groups(self, tensor: Tensor) -> Groups:
+        return OneGroup(**vars(super().groups(tensor)))
+
+
+class OneGroup(Groups):
+    def spread(self, values: Tensor) -> Tensor:
+        return super().spread(values[:1].expand(len(values)))
+
+
+class RefusesWithoutAWord(EveryOther):
+    """Whoever reads the message does not learn what the tensor has."""
+
+    breaks = ("refusal",)
+
+    def groups(self, tensor: Tensor) -> Groups:
+        try:
+            return super().groups(tensor)
+        except ValueError:
+            raise ValueError("no") from None
+
+
+class Turns(EveryOther):
+    """Rows now, columns then."""
+
+    breaks = ("pure_function",)
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def groups(self, tensor: Tensor) -> Groups:
+        even, self.asked = super().groups(tensor), self.asked + 1
+        return even if self.asked % 2 else Groups(even.shape, even.shape, (0,))
+
+
+class Ranking:
+    """The sum of magnitudes: what the rankings below would be if they were right."""
+
+    kind = "ranking"
+
+    def __call__(self, weight: Tensor, groups: Groups) -> Tensor:
+        return groups.l1(weight)
+
+
+class DividesByZeros(Ranking):
+    """Infinity for a group of zeros."""
+
+    breaks = ("finite_scores",)
+
+    def __call__(self, weight: Tensor, groups: Groups) -> Tensor:
+        scores = super().__call__(weight, groups)
+        return torch.where(scores == 0, torch.inf, scores)
+
+
+class ScalesTheWeight(Ranking):
+    """Leaves something else than it was given."""
+
+    breaks = ("weight_untouched",)
+
+    def __call__(self, weight: Tensor, groups: Groups) -> Tensor:
+        return super().__call__(weight.mul_(2), groups)
+
+
+class Draws(Ranking):
+    """Another order each time."""
+
+    breaks = ("pure_function",)
+
+    def __call__(self, weight: Tensor, groups: Groups) -> Tensor:
+        return torch.rand(groups.number)

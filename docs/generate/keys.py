@@ -16,6 +16,7 @@ from prunekit import PluginError
 from prunekit.components import Selectors
 from prunekit.components.arguments import Argument, arguments_of
 from prunekit.components.docstrings import documented_arguments
+from prunekit.components.named import NAMED
 from prunekit.plugins.entry_points import Offer
 from prunekit.plugins.registry import Registry
 from prunekit.schedule.json_schema import Schema
@@ -82,6 +83,8 @@ def in_words(schema: Schema, definitions: Schema) -> str:
     """
     if "$ref" in schema:
         return in_words(definitions[schema["$ref"].removeprefix("#/$defs/")], definitions)
+    if NAMED in schema:
+        return _or([*(f"`{value}`" for value in schema["enum"]), f"an installed {schema[NAMED]}"])
     if "enum" in schema or "const" in schema:
         return _or([f"`{value}`" for value in schema.get("enum", [schema.get("const")])])
     if "anyOf" in schema or "oneOf" in schema:

@@ -13,7 +13,7 @@ from importlib_metadata import EntryPoint
 from docs.generate.text import ROOT
 from prunekit import PluginError
 from prunekit.components.kinds import KINDS
-from prunekit.plugins.entry_points import LISTENERS, Offer
+from prunekit.plugins.entry_points import ALL_KINDS, LISTENERS, Offer
 from prunekit.plugins.listeners import Listener
 from prunekit.plugins.registry import Registry
 from prunekit.plugins.run_time import RunTimeComponents
@@ -55,7 +55,7 @@ def plugins_of(root: Path = ROOT) -> list[Plugin]:
     plugins = []
     for file in sorted(root.glob("plugins/*/pyproject.toml")):
         project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
-        kinds = {kind.group: name for name, kind in KINDS.items()} | {LISTENERS: "listener"}
+        kinds = {kind.group: name for name, kind in ALL_KINDS.items()} | {LISTENERS: "listener"}
         offers = tuple(
             Offer(kinds[group], name, project["name"], project["version"], EntryPoint(name, value, group))
             for group, entries in project.get("entry-points", {}).items()
@@ -70,9 +70,9 @@ def plugins_of(root: Path = ROOT) -> list[Plugin]:
 def registry_of(plugins: Iterable[Plugin]) -> Registry:
     """The classes that these plugins offer, at run time as well."""
     offers = [offer for plugin in plugins for offer in plugin.offers]
-    components = [offer for offer in offers if offer.kind in KINDS]
+    named = [offer for offer in offers if offer.kind in ALL_KINDS]
     return Registry(
-        sorted(components, key=lambda offer: (offer.name, offer.distribution)), RunTimeComponents(_listeners(offers))
+        sorted(named, key=lambda offer: (offer.name, offer.distribution)), RunTimeComponents(_listeners(offers))
     )
 
 

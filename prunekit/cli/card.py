@@ -36,16 +36,22 @@ def show(name: str, as_json: bool) -> None:
 
 
 def _print(card: Card) -> None:
+    from prunekit.plugins.registry import CORE
+    from prunekit.pruning.named import NAMED_KINDS
+
     click.echo(f"{card.kind} {card.name}: {card.summary or 'its docstring is empty'}")
     click.echo(f"distribution: {card.distribution} {card.version}".rstrip())
     click.echo(f"location: {card.location or 'unknown'}")
-    click.echo(f"hooks: {', '.join(card.hooks) or 'none of its own'}")
+    if card.hooks or card.kind not in NAMED_KINDS:
+        click.echo(f"hooks: {', '.join(card.hooks) or 'none of its own'}")
     if card.parameters:
         table = new_table("parameter", "type", "default", "meaning")
         for parameter in card.parameters:
             table.add_row(parameter.name, parameter.type, parameter.default, parameter.meaning)
         click.echo()
         print_table(table)
+    if not card.text and card.distribution == CORE:
+        return
     if not card.text:
         print_error(f"{card.distribution} has no method card")
         return

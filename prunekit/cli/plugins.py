@@ -70,20 +70,22 @@ plugins.add_command(show_card)
 
 
 def _offers() -> list[Offer]:
-    from prunekit.components.kinds import KINDS
-    from prunekit.plugins.entry_points import component_offers, listener_offers
+    from prunekit.plugins.entry_points import ALL_KINDS, listener_offers, named_offers
 
-    kinds = list(KINDS)
-    return [*sorted(component_offers(), key=lambda offer: kinds.index(offer.kind)), *listener_offers()]
+    kinds = list(ALL_KINDS)
+    return [*sorted(named_offers(), key=lambda offer: kinds.index(offer.kind)), *listener_offers()]
 
 
 def _row(offer: Offer, offers: Sequence[Offer]) -> Row:
     """What metadata tells of an offer."""
+    from prunekit.components.kinds import KINDS
     from prunekit.plugins.listeners import is_disabled
+    from prunekit.plugins.registry import built_in
 
     row = _plain_row(offer)
     module = offer.module.partition(".")[0]
     others = [str(other) for other in offers if other != offer and (other.kind, other.name) == (offer.kind, offer.name)]
+    others += map(str, built_in(offer.kind, offer.name))
     if offer.kind == "listener" and is_disabled(offer):
         return replace(row, state="disabled", reason="by PRUNEKIT_DISABLE")
     if not _exists(module):
@@ -91,7 +93,8 @@ def _row(offer: Offer, offers: Sequence[Offer]) -> Row:
     if offer.incompatibility:
         return replace(row, state="incompatible", reason=offer.incompatibility)
     if others and offer.kind != "listener":
-        hint = f"so does {' and '.join(others)}; say class: {offer.distribution}:{offer.name}"
+        key = "class: " if offer.kind in KINDS else ""
+        hint = f"so does {' and '.join(others)}; say {key}{offer.distribution}:{offer.name}"
         return replace(row, state="shadowed", reason=hint)
     return row
 
@@ -102,15 +105,14 @@ def _plain_row(offer: Offer) -> Row:
 
 def _stray(offer: Offer) -> Row:
     """An entry point that nobody looks for."""
-    from prunekit.components.kinds import KINDS
     from prunekit.errors import did_you_mean
-    from prunekit.plugins.entry_points import LISTENERS
+    from prunekit.plugins.entry_points import ALL_KINDS, LISTENERS
 
     listens = any(word in offer.group for word in ("listener", "hook", "plugin"))
     hint = (
         f"; listeners belong in {LISTENERS!r}"
         if listens
-        else did_you_mean(offer.group, [kind.group for kind in KINDS.values()])
+        else did_you_mean(offer.group, [kind.group for kind in ALL_KINDS.values()])
     )
     reason = f"prunekit has no group {offer.group!r}{hint}"
     return replace(_plain_row(offer), state="broken", reason=reason)
@@ -129,6 +131,7 @@ def _checked(row: Row, offer: Offer) -> Row:
     from prunekit.errors import PluginError
     from prunekit.plugins.listeners import load_plugins, must_be
     from prunekit.plugins.registry import Registry
+    from prunekit.pruning.named import NAMED_KINDS
 
     if row.state in ("disabled", "incompatible"):
         return row
@@ -136,7 +139,10 @@ def _checked(row: Row, offer: Offer) -> Row:
         broken = load_plugins(offers=[offer]).broken
         return replace(row, state="broken", reason=broken[0].reason, traceback=broken[0].traceback) if broken else row
     try:
-        must_be(Registry([offer]).find(offer.kind, offer.name), offer.kind, offer.name)
+        if offer.kind in NAMED_KINDS:
+            Registry([offer]).find_named(NAMED_KINDS[offer.kind], f"{offer.distribution}:{offer.name}")
+        else:
+            must_be(Registry([offer]).find(offer.kind, offer.name), offer.kind, offer.name)
     except PluginError as error:
         return replace(row, state="broken", reason=str(error), traceback=traceback.format_exc())
     return row

@@ -18,6 +18,7 @@ import pydantic
 from pydantic import ConfigDict, TypeAdapter
 
 from prunekit.components.kinds import KINDS
+from prunekit.components.named import named_kind
 from prunekit.components.types import SELECTS_NOTHING
 from prunekit.errors import ArgumentError, did_you_mean, shortened
 
@@ -133,7 +134,8 @@ def type_name(annotation: Any) -> str:
     """
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
-        return type_name(inner[0])
+        named = named_kind(annotation)
+        return type_name(inner[0]) if named is None else f"name of {named.described}"
     if origin in (typing.Union, types.UnionType):
         return " | ".join(map(type_name, inner))
     if isinstance(origin, type):

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import types
-import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from prunekit.components.arguments import Argument, arguments_of
-from prunekit.components.types import Selects
+from prunekit.components.types import Selects, marked
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ class GivenSelector:
 
 def selecting_arguments(cls: type, kind: str) -> list[Argument]:
     """The arguments that select parameters: of type `Selectors` or `PerParameter`, or None besides."""
-    return [argument for argument in arguments_of(cls, kind) if _selects(argument.annotation)]
+    return [argument for argument in arguments_of(cls, kind) if marked(argument.annotation, Selects)]
 
 
 def given_selectors(cls: type, kind: str, values: Mapping[str, Any]) -> list[GivenSelector]:
@@ -56,10 +54,3 @@ def _given(key: tuple[str | int, ...], value: Any) -> Iterator[GivenSelector]:
         yield from (GivenSelector(str(text), (*key, str(text)), setting) for text, setting in value.items())
     elif isinstance(value, list | tuple):
         yield from (GivenSelector(text, (*key, index)) for index, text in enumerate(value) if isinstance(text, str))
-
-
-def _selects(annotation: Any) -> bool:
-    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is typing.Annotated:
-        return Selects() in inner[1:] or _selects(inner[0])
-    return origin in (typing.Union, types.UnionType) and any(map(_selects, inner))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+import typing
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
@@ -9,6 +11,7 @@ from pydantic import Field, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 T = TypeVar("T")
+Marker = TypeVar("Marker")
 
 Sparsity = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 """A fraction of zeros, from 0 to 1."""
@@ -42,6 +45,21 @@ class Selects:
         for member in described.get("anyOf", [described]):
             member[_LEAST[member["type"]]] = 1
         return described
+
+
+def marked(annotation: Any, marker: type[Marker]) -> Marker | None:
+    """The marker of this class on a type, or on a member of a union; None where there is none.
+
+    >>> marked(Selectors | None, Selects)
+    Selects()
+    """
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is Annotated:
+        own = [each for each in inner[1:] if isinstance(each, marker)]
+        return own[0] if own else marked(inner[0], marker)
+    if origin in (typing.Union, types.UnionType):
+        return next((found for member in inner if (found := marked(member, marker)) is not None), None)
+    return None
 
 
 def _not_empty(value: Any) -> Any:

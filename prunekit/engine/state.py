@@ -92,4 +92,7 @@ def _named(value: Any) -> Any:
         return [_named(item) for item in value]
     if value is None or isinstance(value, bool | int | float | str):
         return value
-    return f"{value.__module__}.{value.__qualname__}" if hasattr(value, "__qualname__") else repr(value)
+    has_name = hasattr(value, "__qualname__")
+    if not has_name and f"{id(value):x}" in repr(value).lower():
+        value, has_name = type(value), True  # its address is another in the next process
+    return f"{value.__module__}.{value.__qualname__}" if has_name else repr(value)

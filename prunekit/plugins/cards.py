@@ -13,10 +13,11 @@ from prunekit.components.arguments import Argument, arguments_of, type_name
 from prunekit.components.docstrings import documented_arguments as documented_arguments, summary
 from prunekit.components.kinds import KINDS
 from prunekit.errors import PluginError, did_you_mean
-from prunekit.plugins.entry_points import Offer
+from prunekit.plugins.entry_points import ALL_KINDS, Offer
 from prunekit.plugins.hooks import hook_names
 from prunekit.plugins.listeners import Listener, Plugins, must_be
 from prunekit.plugins.registry import Found
+from prunekit.pruning.named import NAMED_KINDS
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,11 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Card:
-    """A plugin: a component of a kind, or a listener.
+    """A plugin: a component of a kind, a curve or the like, or a listener.
 
     Attributes:
         summary: the first sentence of its docstring.
-        parameters: the constructor's arguments; a listener has none.
+        parameters: the constructor's arguments; only a component has some.
         hooks: the hooks that it implements itself.
         location: the file that it is defined in.
         text: the README of its distribution, if that is installed with it.
@@ -66,7 +67,7 @@ def cards(plugins: Plugins, name: str) -> list[Card]:
     left_out = [left for left in (*plugins.broken, *plugins.switched_off) if name in _names(left.offer)]
     if left_out:
         raise PluginError("; ".join(f"{left.offer} is left out: {left.reason}" for left in left_out))
-    known = {known for kind in KINDS for known in plugins.registry.names(kind)}
+    known = {known for kind in ALL_KINDS for known in plugins.registry.names(kind)}
     known |= {listener.name for listener in plugins.listeners}
     raise PluginError(f"no plugin is called {name!r}{did_you_mean(name, known)}")
 
@@ -81,6 +82,10 @@ def _cards(plugins: Plugins, name: str) -> Iterator[Card]:
             found = plugins.registry.find(kind, name)
             must_be(found, kind, name)
             yield _of_component(found, kind, name.rpartition(":")[2])
+    for named in NAMED_KINDS.values():
+        short = name.rpartition(":")[2]
+        if short in named.built_in or short in plugins.registry.names(named.name):
+            yield _of_named(plugins.registry.find_named(named, name), named.name, short)
     for listener in plugins.listeners:
         if name in (listener.name, f"{listener.distribution}:{listener.name}"):
             yield _of_listener(listener)
@@ -95,6 +100,12 @@ def _of_component(found: Found, kind: str, name: str) -> Card:
     hooks = tuple(hook_names(found.cls, found.distribution))
     about = (found.distribution, found.version, summary(found.cls), _location(found.cls))
     return Card(kind, name, *about, parameters, hooks, readme(found.distribution))
+
+
+def _of_named(found: Found, kind: str, name: str) -> Card:
+    what = found.value if hasattr(found.value, "__qualname__") else type(found.value)
+    text = "" if found.is_built_in else readme(found.distribution)
+    return Card(kind, name, found.distribution, found.version, summary(what), _location(what), (), (), text)
 
 
 def _of_listener(listener: Listener) -> Card:

@@ -9,13 +9,17 @@ from typing import Any
 import importlib_metadata as metadata
 from packaging.utils import canonicalize_name
 
-from prunekit.components.kinds import KINDS
+from prunekit.components.kinds import KINDS, Kind
+from prunekit.components.named import NamedKind
 from prunekit.errors import PluginError, did_you_mean
 from prunekit.plugins.lock import Entry, hash_of
+from prunekit.pruning.named import NAMED_KINDS
 
 _Distribution = Any  # what importlib-metadata calls it differs from version to version
 LISTENERS = "prunekit"
 """The entry-point group of what listens to every event."""
+ALL_KINDS: Mapping[str, Kind | NamedKind[Any]] = {**KINDS, **NAMED_KINDS}
+"""Every kind of what schedules name: components first."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +77,9 @@ class Offer:
             raise PluginError(f"{what}: {type(error).__name__}: {error}{_nearest(self, error)}") from error
 
 
-def component_offers() -> list[Offer]:
-    """The components that are installed, of every kind."""
-    return _offers({name: kind.group for name, kind in KINDS.items()})
+def named_offers() -> list[Offer]:
+    """What is installed for schedules to name: components, and curves, granularities and rankings."""
+    return _offers({name: kind.group for name, kind in ALL_KINDS.items()})
 
 
 def listener_offers() -> list[Offer]:
@@ -88,7 +92,7 @@ def stray_offers() -> list[Offer]:
 
     Their kind is `?`.
     """
-    known = {*(kind.group for kind in KINDS.values()), LISTENERS}
+    known = {*(kind.group for kind in ALL_KINDS.values()), LISTENERS}
     strays = {group for group in _entry_points().groups if group.partition(".")[0] == LISTENERS} - known
     return [offer for group in sorted(strays) for offer in _offers({"?": group})]
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from prunekit.errors import PluginError
 
@@ -20,7 +21,10 @@ _FORMAT = 1
 
 @dataclass(frozen=True, order=True)
 class Entry:
-    """One plugin: a component or listener under the name that a run knows it by, or prunekit itself (kind `core`)."""
+    """One plugin under the name that a run knows it by: a component, a curve or the like, a listener.
+
+    Or prunekit itself, whose kind is `core`.
+    """
 
     kind: str
     name: str
@@ -108,10 +112,10 @@ def hash_of(module: str) -> str:
     return digest.hexdigest()
 
 
-def hash_of_source(cls: type) -> str:
-    """The SHA-256 of the file that defines a class; empty where there is none (a notebook)."""
+def hash_of_source(definition: Any) -> str:
+    """The SHA-256 of the file that defines a class or function; empty where there is none (a notebook)."""
     try:
-        return hashlib.sha256(Path(inspect.getfile(cls)).read_bytes()).hexdigest()
+        return hashlib.sha256(Path(inspect.getfile(definition)).read_bytes()).hexdigest()
     except (TypeError, OSError):
         return ""
 

@@ -10,13 +10,18 @@ from prunekit.pruning.budgets import (
     random_mask,
 )
 from prunekit.pruning.curves import (
+    CURVE,
     CURVES,
     Curve,
+    CurveName,
     FixedSparsity,
     GradualSparsity,
 )
 from prunekit.pruning.granularity import (
+    GRANULARITIES,
+    GRANULARITY,
     Granularity,
+    GranularityName,
     Groups,
     Tiles,
     Units,
@@ -38,6 +43,12 @@ from prunekit.pruning.rank_sums import (
 from prunekit.pruning.ranked_pruner import (
     RankedPruner,
 )
+from prunekit.pruning.rankings import (
+    RANKING,
+    RANKINGS,
+    Ranking,
+    RankingName,
+)
 from prunekit.pruning.selection import (
     keep_n_of_m,
     prune_count,
@@ -47,15 +58,24 @@ from prunekit.pruning.selection import (
 )
 
 __all__ = [
+    "CURVE",
     "CURVES",
+    "GRANULARITIES",
+    "GRANULARITY",
+    "RANKING",
+    "RANKINGS",
     "Curve",
+    "CurveName",
     "Distribution",
     "FixedSparsity",
     "GradualSparsity",
     "Granularity",
+    "GranularityName",
     "Groups",
     "RankSums",
     "RankedPruner",
+    "Ranking",
+    "RankingName",
     "Tiles",
     "Units",
     "budgets",

@@ -5,19 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
 from prunekit.components.context import Context
+from prunekit.components.named import ByName, NamedKind, takes
 from prunekit.components.types import Sparsity
 from prunekit.errors import ArgumentError
 
 Curve = Callable[[float, float, float], float]
 """(initial sparsity, final sparsity, fraction of the window that has passed, 0 to 1) -> sparsity."""
-CurveName = Literal["cubic", "linear", "exponential", "one-shot"]
 Shares = Annotated[list[Sparsity], Field(min_length=2)]
 """A curve of the user's own: the share of the way at equal distances, such as [0, 0.8, 1]; straight between them."""
+
+_ROUNDING = 1e-9
 
 
 def cubic(initial: float, final: float, fraction: float) -> float:
@@ -61,7 +63,10 @@ def through(shares: list[float]) -> Curve:
 
 
 CURVES: Mapping[str, Curve] = {"cubic": cubic, "linear": linear, "exponential": exponential, "one-shot": one_shot}
-"""Every curve by its name in a schedule."""
+"""Every curve of prunekit by its name in a schedule."""
+CURVE = NamedKind("curve", "curves", CURVES, "a function (initial, final, fraction) -> sparsity", takes(3))
+CurveName = Annotated[Curve | str, ByName(CURVE)]
+"""A curve, by its name in a schedule: prunekit's own, or one that a distribution offers."""
 
 
 @dataclass(kw_only=True)
@@ -87,7 +92,8 @@ class GradualSparsity:
         initial_sparsity: the fraction of units to prune at the first active epoch, 0 to 1.
         final_sparsity: the fraction at the last active epoch, above the initial one.
         curve: how it rises between them: `cubic` (AGP), `linear`, `exponential` (a constant fraction of what is left),
-            `one-shot` (all at once), or shares of the way at equal distances, such as [0, 0.8, 1].
+            `one-shot` (all at once), a curve that is installed, or shares of the way at equal distances, such as
+            [0, 0.8, 1].
     """
 
     initial_sparsity: Sparsity
@@ -99,7 +105,7 @@ class GradualSparsity:
         if self.final_sparsity <= self.initial_sparsity:
             what = f"must be above initial_sparsity {self.initial_sparsity}, got {self.final_sparsity}"
             raise ArgumentError("final_sparsity", message=what)
-        if self.curve == "exponential" and self.final_sparsity == 1:
+        if self._curve() is exponential and self.final_sparsity == 1:
             what = "exponential never prunes all: a fraction of what is left always leaves something"
             raise ArgumentError("curve", message=what)
         if isinstance(self.curve, list) and self.curve[-1] != 1:
@@ -112,7 +118,16 @@ class GradualSparsity:
 
     def at(self, fraction: float) -> float:
         """The target when this fraction of the window, 0 to 1, has passed."""
-        curve = through(self.curve) if isinstance(self.curve, list) else CURVES[self.curve]
-        if fraction in (0, 1) and curve in (cubic, exponential):
-            return (self.initial_sparsity, self.final_sparsity)[int(fraction)]  # a formula may round to just below
-        return curve(self.initial_sparsity, self.final_sparsity, fraction)
+        curve = self._curve()
+        sparsity = curve(self.initial_sparsity, self.final_sparsity, fraction)
+        if not -_ROUNDING <= sparsity <= 1 + _ROUNDING:
+            name = getattr(curve, "__qualname__", type(curve).__qualname__)
+            what = f"curve {name!r} gives {sparsity} when {fraction} of the window has passed"
+            raise ValueError(f"{what}; a sparsity is from 0 to 1")
+        if fraction in (0, 1):  # a formula may round to just below the end, which would be a unit too few
+            end = (self.initial_sparsity, self.final_sparsity)[int(fraction)]
+            return end if abs(sparsity - end) <= _ROUNDING else sparsity
+        return sparsity
+
+    def _curve(self) -> Curve:
+        return through(self.curve) if isinstance(self.curve, list) else CURVE.of(self.curve, "curve")

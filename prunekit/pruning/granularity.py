@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from prunekit.components.context import Context
+from prunekit.components.named import ByName, NamedKind
 from prunekit.components.types import NonNegativeInt, PositiveInt
 from prunekit.errors import ArgumentError
 from prunekit.model.parameters import transposed
@@ -190,11 +191,20 @@ _ALL = (
     Named("Rows", "one row of a matrix: an output", (0,), 2, 2),
     Named("Cols", "one column of a matrix: an input", (1,), 2, 2),
 )
-GRANULARITIES = {granularity.name: granularity for granularity in _ALL}
-"""Every granularity that has a name in the schedule language."""
+GRANULARITIES: Mapping[str, Granularity] = {granularity.name: granularity for granularity in _ALL}
+"""Every granularity of prunekit by its name in a schedule."""
+GRANULARITY = NamedKind(
+    "granularity",
+    "granularities",
+    GRANULARITIES,
+    "an object with a method groups(tensor) -> Groups",
+    lambda thing: callable(getattr(thing, "groups", None)),
+)
+GranularityName = Annotated[Granularity | str, ByName(GRANULARITY)]
+"""A granularity, by its name in a schedule: prunekit's own, or one that a distribution offers."""
 
 
-def granularities(name: str) -> tuple[Named, ...]:
+def granularities(name: str) -> tuple[Granularity, ...]:
     """The granularities of a name such as `3D` or `Rows+Cols`.
 
     Raises:
@@ -214,12 +224,9 @@ def granularity_of(setting: str | Mapping[str, Any] | Granularity) -> Granularit
     >>> granularity_of({"dim": 0, "size": 2}).groups(torch.ones(4, 3)).number
     2
     """
-    if isinstance(setting, str):
-        (named,) = granularities(setting)
-        return named
     if isinstance(setting, Mapping):
         return Tiles(**setting) if "shape" in setting else Units(**setting)
-    return setting
+    return GRANULARITY.of(setting)
 
 
 def groups_of(tensor: Tensor, name: str) -> list[Groups]:
@@ -228,7 +235,7 @@ def groups_of(tensor: Tensor, name: str) -> list[Groups]:
     Raises:
         ValueError: there is no such granularity, or the tensor has no such groups.
     """
-    return [named.groups(tensor) for named in granularities(name)]
+    return [granularity.groups(tensor) for granularity in granularities(name)]
 
 
 def fitting(tensor: Tensor, names: Iterable[str]) -> list[str]:
@@ -237,9 +244,12 @@ def fitting(tensor: Tensor, names: Iterable[str]) -> list[str]:
     >>> fitting(torch.ones(2, 3), ["Filters", "Rows", "Rows+Cols"])
     ['Rows', 'Rows+Cols']
     """
-    shapes = GRANULARITIES.values()
-    has = {named.name for named in shapes if named.least_ndim <= tensor.dim() <= named.most_ndim}
-    return [name for name in names if has.issuperset(name.split("+"))]
+    return [name for name in names if all(_has_groups(tensor, part) for part in name.split("+"))]
+
+
+def has_direction(granularity: Granularity) -> bool:
+    """Whether the name of a granularity means outputs, or inputs, and would mislead where these are turned round."""
+    return isinstance(granularity, Named) and len({0, 1}.intersection(granularity.keeps)) == 1
 
 
 def check_group_types(
@@ -261,9 +271,17 @@ def check_group_types(
             hint = f"it has {names}" if names else "a vector has no groups at all"
             message = f"{name!r} has shape {list(tensor.shape)} and no groups {group!r}; {hint}"
             yield ArgumentError(*context.keys[name], message=message)
-        elif (owner := turned.get(name)) and not {"2D", "4D"}.issuperset(group.split("+")):
+        elif (owner := turned.get(name)) and any(map(has_direction, granularities(group))):
             message = f"{name!r} belongs to a {owner}: its dimension 0 is inputs, and {group!r} takes it for outputs"
             yield ArgumentError(*context.keys[name], message=message)
+
+
+def _has_groups(tensor: Tensor, name: str) -> bool:
+    try:
+        GRANULARITIES[name].groups(tensor)
+    except ValueError:
+        return False
+    return True
 
 
 def _keeping(tensor: Tensor, keeps: tuple[int, ...]) -> Groups:

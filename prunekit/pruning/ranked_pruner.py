@@ -15,7 +15,15 @@ from prunekit.components.context import Context
 from prunekit.components.types import PositiveInt, Probability, Selectors
 from prunekit.errors import ArgumentError
 from prunekit.model.parameters import transposed
-from prunekit.pruning.granularity import Granularity, Groups, Tiles, Units, granularity_of
+from prunekit.pruning.granularity import (
+    Granularity,
+    GranularityName,
+    Groups,
+    Tiles,
+    Units,
+    granularity_of,
+    has_direction,
+)
 from prunekit.pruning.random_numbers import generator_at
 from prunekit.pruning.selection import prune_count
 
@@ -53,7 +61,7 @@ class RankedPruner:
         group_type: the groups, by name: `3D` or `Filters` (dimension 0 of a convolution: outputs), `Channels` or
             `Rows` (dimension 1: inputs, the columns of a matrix) or `Blocks`.
         granularity: the groups without ambiguity, in place of `group_type`: `{dim: 0}` and on (`size`, `heads`,
-            `parts`) or `{shape: […]}`, of any tensor.
+            `parts`) or `{shape: […]}`, of any tensor, or a granularity by name, prunekit's own or installed.
         group_dependency: `Leader` prunes in every tensor the groups that rank lowest in the first of `weights`.
         kwargs: `block_shape` of `Blocks`: [repetitions, depth, height, width].
         group_size: groups go in multiples of this number.
@@ -64,7 +72,7 @@ class RankedPruner:
 
     weights: Selectors
     group_type: RankedGroupType | None = None
-    granularity: Units | Tiles | None = None
+    granularity: Units | Tiles | GranularityName | None = None
     group_dependency: Literal["Leader"] | None = None
     kwargs: dict[Literal["block_shape"], list[PositiveInt]] | None = None
     group_size: PositiveInt = 1
@@ -168,10 +176,11 @@ class RankedPruner:
         return next((name for name in parameters if context.keys[name] in (("weights",), ("weights", 0))), None)
 
     def _must_be_meant(self, weight: Tensor, kind: str | None) -> None:
-        if self.group_type in _DIMENSIONS and kind is not None:
+        if kind is not None and (self.group_type in _DIMENSIONS or has_direction(self._granularity())):
+            said = f"group_type: {self.group_type}" if self.group_type else "a name"
             raise ValueError(
                 f"has shape {list(weight.shape)} in a {kind}: dimension 0 is inputs and 1 outputs; "
-                f"say granularity: {{dim: 0}} or {{dim: 1}} in place of group_type: {self.group_type}"
+                f"say granularity: {{dim: 0}} or {{dim: 1}} in place of {said}"
             )
 
 

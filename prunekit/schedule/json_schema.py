@@ -10,8 +10,10 @@ from urllib.parse import quote
 from prunekit.components.arguments import json_schema
 from prunekit.components.docstrings import documented_arguments, summary
 from prunekit.components.kinds import KINDS, Kind
+from prunekit.components.named import NAMED
 from prunekit.errors import PluginError
 from prunekit.plugins.registry import Found, Registry
+from prunekit.pruning.named import NAMED_KINDS
 from prunekit.schedule.language import VERSION
 from prunekit.schedule.window_keys import window_schema
 
@@ -25,10 +27,10 @@ def schema_document(registry: Registry, left_out: Callable[[str], object] = lamb
     epochs ascend, that a model has a parameter) `prunekit validate` says.
 
     Args:
-        registry: its classes are imported.
+        registry: its classes are imported; curves and the like are not.
         left_out: told about each class that can't be imported.
     """
-    definitions: Schema = {}
+    definitions: Schema = {name: {"enum": registry.spellings(kind)} for name, kind in NAMED_KINDS.items()}
     for name, kind in KINDS.items():
         definitions.update(_components(registry, name, left_out))
         definitions[f"policy.{name}"] = _policy_component(kind, definitions)
@@ -103,11 +105,14 @@ def _arguments(cls: type, kind: str, title: str, definitions: Schema) -> Schema:
 
 
 def _renamed(schema: Any, title: str) -> Any:
-    """The schema with its references led to where `_arguments` puts what they mean."""
+    """The schema with its references led to where `_arguments` puts what they mean, and names to those installed."""
     if isinstance(schema, list):
         return [_renamed(item, title) for item in schema]
     if not isinstance(schema, dict):
         return schema
+    if NAMED in schema:
+        others = {key: value for key, value in schema.items() if key not in ("enum", NAMED)}
+        return {**others, **_reference(schema[NAMED])}
     if isinstance(reference := schema.get("$ref"), str):
         schema = {**schema, **_reference(f"{title}.{reference.removeprefix('#/$defs/')}")}
         return {key: value if key == "$ref" else _renamed(value, title) for key, value in schema.items()}

@@ -9,11 +9,11 @@ from dataclasses import replace
 from typing import Any
 
 from prunekit.errors import PrunekitError, did_you_mean
-from prunekit.testing import constructor_laws, growth_laws, mask_laws, process_laws, run_laws
+from prunekit.testing import constructor_laws, growth_laws, mask_laws, named_laws, process_laws, run_laws
 from prunekit.testing.laws import LISTENER, Broken, Failure, Law, LawsBroken, NotApplicable, Report, traceback_of
 from prunekit.testing.subject import Subject, find_subject
 
-_BOOKS = (constructor_laws, mask_laws, run_laws, process_laws, growth_laws)
+_BOOKS = (constructor_laws, mask_laws, run_laws, process_laws, growth_laws, named_laws)
 _ALL = [law for book in _BOOKS for law in vars(book).values() if isinstance(law, Law)]
 LAWS = {law.name: law for law in sorted(_ALL, key=lambda law: not law.basic)}
 """Every law by its name, in the order in which they are tried."""
@@ -22,11 +22,12 @@ LAWS = {law.name: law for law in sorted(_ALL, key=lambda law: not law.basic)}
 def check_component(
     component: Any, *, kind: str | None = None, laws: Iterable[str] | None = None, **arguments: Any
 ) -> Report:
-    """Try every law of its kind on a component or a listener.
+    """Try every law of its kind on a component, on a curve, granularity or ranking, or on a listener.
 
     Args:
-        component: a class, or the name that it is registered under; of a listener also its module or object.
-        kind: `pruner`, `regularizer`, …, `listener`, where the name or the class leaves it open.
+        component: a class, or the name that it is registered under; of a listener also its module or object; a curve or
+            the like itself, with its `kind`.
+        kind: `pruner`, `regularizer`, …, `curve`, …, `listener`, where the name or the class leaves it open.
         laws: the names of the laws to try; all by default.
         arguments: the YAML keys that instances are made with, in terms of `prunekit.testing.TinyNet`'s parameters. By
             default something is made up from the types for those that have no default.

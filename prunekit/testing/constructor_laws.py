@@ -46,7 +46,7 @@ def own_state(subject: Subject) -> None:
         raise NotApplicable("made with an optimizer of its own each time")
     given = subject.own_arguments()
     one, other = subject.cls(**given), subject.cls(**subject.own_arguments())
-    must(given == subject.arguments, f"the arguments {subject.arguments!r} as they were", f"{given!r}")
+    must(given == subject.own_arguments(), f"the arguments {subject.arguments!r} as they were", f"{given!r}")
     theirs = dict(_mutables(other))
     shared = [name for name, value in _mutables(one) if any(value is v for v in theirs.values())]
     must(not shared, "instances with nothing in common", f"both hold the same {listed(shared)}")

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from prunekit.components.arguments import Argument, arguments_of, check_value
+from prunekit.components.named import named_kind
 from prunekit.errors import PluginError
 from prunekit.quantization.bits import BitsQuantizer
 
@@ -43,7 +44,9 @@ def _example(argument: Argument, before: Mapping[str, Any]) -> Any:
 def _candidates(annotation: Any) -> Iterator[Any]:
     """Values that may fit a type, the most telling first."""
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is typing.Annotated:
+    if (kind := named_kind(annotation)) is not None and origin is typing.Annotated:
+        yield from kind.built_in
+    elif origin is typing.Annotated:
         yield from _candidates(inner[0])
     elif origin in (typing.Union, types.UnionType):
         for member in inner:

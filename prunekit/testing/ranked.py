@@ -263,7 +263,7 @@ class RankedCountTests(RankedPrunerTests):
                 "must be above initial_sparsity 0.5, got 0.5",
             ),
             ({"curve": [0, 0.5]}, "curve[1]", "must end with 1, where final_sparsity is reached, got 0.5"),
-            ({"curve": "cosine"}, "curve", "must be 'cubic', 'linear', 'exponential' or 'one-shot'"),
+            ({"curve": "cubical"}, "curve", "no curve is registered as 'cubical'; did you mean 'cubic'?"),
         ],
     )
     def test_gradually_a_curve_that_leads_nowhere_is_refused(self, keys: Any, place: str, message: str) -> None:

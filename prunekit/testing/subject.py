@@ -1,11 +1,11 @@
-"""What is being checked: a component's class or a listener, its kind, and the arguments that it is made with."""
+"""What is being checked: a component's class, a curve or the like, or a listener; its kind, and its arguments."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -14,23 +14,26 @@ import torch
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LRScheduler
 
-from prunekit.components.arguments import check_arguments
-from prunekit.components.kinds import EXTENSION, KINDS, PRUNER, QUANTIZER, REGULARIZER
+from prunekit.components.arguments import arguments_of, check_arguments
+from prunekit.components.kinds import EXTENSION, PRUNER, QUANTIZER, REGULARIZER
+from prunekit.components.named import named_kind
 from prunekit.engine.learning_rate import LearningRateSchedule
 from prunekit.errors import ArgumentError, PluginError, did_you_mean
-from prunekit.plugins.entry_points import component_offers, listener_offers
+from prunekit.plugins.entry_points import ALL_KINDS, listener_offers, named_offers
 from prunekit.plugins.hooks import hook_names
 from prunekit.plugins.listeners import Listener, load_plugins, must_be
-from prunekit.plugins.registry import Found
+from prunekit.plugins.registry import Found, built_in
+from prunekit.pruning.named import NAMED_KINDS
 from prunekit.testing.examples import example_arguments
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A component's class, or what a listener's entry point gives: a class, a module or an object.
+    """A component's class, or what an entry point of a listener, a curve or the like gives.
 
-    `arguments` are the YAML keys that instances are made with; `given` says that they were not made up. `folder` is
-    where the runs of a listener may write. `remembered` is what laws have found out for each other.
+    `arguments` are the YAML keys that instances are made with; `given` says that they were not made up, and `named` is
+    what installed distributions have under names among them. `folder` is where the runs of a listener may write.
+    `remembered` is what laws have found out for each other.
     """
 
     target: Any
@@ -40,6 +43,7 @@ class Subject:
     version: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     given: bool = False
+    named: Mapping[str, Any] = field(default_factory=dict)
     folder: str | None = None
     remembered: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
@@ -48,6 +52,10 @@ class Subject:
         """The class of a component."""
         assert isinstance(self.target, type)
         return self.target
+
+    def thing(self) -> Any:
+        """A curve or the like as a component gets it; of a class each time a new instance."""
+        return NAMED_KINDS[self.kind].made(self.target)
 
     def listener(self) -> Listener:
         """The listener; each scheduler has a new instance of it where it is a class."""
@@ -61,8 +69,8 @@ class Subject:
         return self.cls(**self.own_arguments())
 
     def own_arguments(self) -> dict[str, Any]:
-        """The arguments as data of their own."""
-        return deepcopy(dict(self.arguments))
+        """The arguments as data of their own, with what they name in place of installed names."""
+        return {**deepcopy(dict(self.arguments)), **self.named}
 
     def reproduction(self, law: str) -> tuple[str, ...]:
         """Three lines that try one law."""
@@ -72,6 +80,7 @@ class Subject:
         )
         if not name:
             what += f", kind={self.kind!r}" * (self.kind == "listener")
+        what += f", kind={self.kind!r}" * (self.kind in NAMED_KINDS)
         words = "".join(f", {key}={value!r}" for key, value in self.arguments.items())
         return (
             "from prunekit.testing import check_component",
@@ -91,18 +100,29 @@ def find_subject(component: Any, kind: str | None, arguments: Mapping[str, Any])
         if not hook_names(subject.target, subject.distribution):
             raise PluginError(f"listener {subject.name!r} implements no hook; is @prunekit.hookimpl missing?")
         return subject
+    if subject.kind in NAMED_KINDS:
+        return _checked(subject, arguments)
     must_be(Found(subject.cls, subject.distribution, subject.version), subject.kind, subject.name)
     made_up = {} if arguments else example_arguments(subject.cls, subject.kind)
     return _with(subject, arguments or made_up, bool(arguments))
+
+
+def _checked(subject: Subject, arguments: Mapping[str, Any]) -> Subject:
+    """A curve or the like, if it looks like one."""
+    if arguments:
+        raise PluginError(f"a {subject.kind} is not made with arguments, got {', '.join(map(repr, arguments))}")
+    try:
+        subject.thing()
+    except ValueError as error:
+        raise PluginError(f"{subject.kind} {subject.name!r} {error}") from error
+    return subject
 
 
 def _with(subject: Subject, arguments: Mapping[str, Any], given: bool) -> Subject:
     """The subject with arguments that it accepts."""
     hint = "" if given else "; these were made up from the types: give it others"
     errors = list(check_arguments(subject.cls, subject.kind, arguments))
-    full = Subject(
-        subject.target, subject.kind, subject.name, subject.distribution, subject.version, dict(arguments), given
-    )
+    full = replace(subject, arguments=dict(arguments), given=given, named=_installed(subject, arguments))
     if not errors:
         try:
             full.make()
@@ -114,22 +134,34 @@ def _with(subject: Subject, arguments: Mapping[str, Any], given: bool) -> Subjec
     return full
 
 
+def _installed(subject: Subject, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What distributions have under the names among the arguments that are not prunekit's own."""
+    kinds = {argument.name: named_kind(argument.annotation) for argument in arguments_of(subject.cls, subject.kind)}
+    return {
+        name: load_plugins().registry.find_named(kind, value).value
+        for name, value in arguments.items()
+        if (kind := kinds.get(name)) is not None and isinstance(value, str) and value not in kind.built_in
+    }
+
+
 def _named(name: str, kind: str | None) -> Subject:
     short = name.rpartition(":")[2]
     for offer in listener_offers():
         if kind in (None, "listener") and name in (offer.name, f"{offer.distribution}:{offer.name}"):
             return Subject(offer.load(), "listener", offer.name, offer.distribution, offer.version)
     registry = load_plugins().registry
-    kinds = [k for k in KINDS if kind in (None, k) and short in registry.names(k)]
+    kinds = [k for k in ALL_KINDS if kind in (None, k) and (short in registry.names(k) or built_in(k, short))]
     if not kinds and (target := _imported(name)) is not None:
         return _given(target, kind)
     if not kinds:
-        known = [known for k in KINDS for known in registry.names(k)] + [offer.name for offer in listener_offers()]
+        known = [known for k in ALL_KINDS for known in registry.names(k)] + [offer.name for offer in listener_offers()]
         raise PluginError(f"no {kind or 'plugin'} is called {name!r}{did_you_mean(name, known)}")
     if len(kinds) > 1:
         raise PluginError(f"{name!r} is {' and '.join(kinds)}; say which: kind={kinds[0]!r}")
-    found = registry.find(kinds[0], name)
-    return Subject(found.cls, kinds[0], short, found.distribution, found.version)
+    (chosen,) = kinds
+    named = NAMED_KINDS.get(chosen)
+    found = registry.find(chosen, name) if named is None else registry.find_named(named, name)
+    return Subject(found.value, chosen, short, found.distribution, found.version)
 
 
 def _imported(name: str) -> Any:
@@ -146,9 +178,11 @@ def _given(target: Any, kind: str | None) -> Subject:
     """A subject that is not asked for by name, but may be registered."""
     module, name = _place(target)
     value = f"{module}:{name}" if name else module
-    for offer in [*component_offers(), *listener_offers()]:
+    for offer in [*named_offers(), *listener_offers()]:
         if offer.entry_point.value == value and kind in (None, offer.kind):
             return Subject(target, offer.kind, offer.name, offer.distribution, offer.version)
+    if kind is not None and kind in NAMED_KINDS:
+        return Subject(target, kind, name or type(target).__name__, module, "")
     if inspect.ismodule(target) or not isinstance(target, type):
         return Subject(target, "listener", name or module, module, "")
     return Subject(target, kind or _kind_of(target), target.__name__, module, "")
@@ -163,8 +197,8 @@ def _kind_of(cls: type) -> str:
 
 
 def _place(target: Any) -> tuple[str, str]:
-    """Module and name of a class; of a module its name alone."""
+    """Module and name of a class or function; of a module its name alone."""
     if inspect.ismodule(target):
         return target.__name__, ""
-    owner = target if isinstance(target, type) else type(target)
+    owner = target if isinstance(target, type) or inspect.isfunction(target) else type(target)
     return owner.__module__, owner.__qualname__ if owner is target else ""

@@ -29,7 +29,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
 
 
 def check(cls: type, **options: Any) -> Any:
-    kind = "listener" if cls is Gambler else None
+    kind = "listener" if cls is Gambler else getattr(cls, "kind", None)
     return check_component(cls, kind=kind, **options, **ARGUMENTS.get(cls.__name__, {}))
 
 

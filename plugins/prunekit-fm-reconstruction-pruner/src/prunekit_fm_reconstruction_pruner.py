@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from prunekit import ArgumentError, Progress, hookimpl
 from prunekit.components import Context, PositiveInt, Probability
 from prunekit.model import CONVOLUTION, operation_of, owners
-from prunekit.pruning import FixedSparsity, Groups, RankedPruner, RankSums, generator_at, wide
+from prunekit.pruning import RANKING, FixedSparsity, Groups, RankedPruner, RankingName, RankSums, generator_at, wide
 
 
 @dataclass(kw_only=True)
@@ -32,7 +32,8 @@ class FMReconstructionChannelPruner(FixedSparsity, RankedPruner):
         weights: the weights of convolutions without groups, each ranked by itself unless `group_dependency` says
             otherwise.
         group_type: `Channels`, the input channels; nothing else.
-        magnitude_fn: the magnitude of a channel: `l1` or `l2`, each divided by the number of its weights.
+        magnitude_fn: the magnitude of a channel: `l1` or `l2`, each over the number of its weights, or an installed
+            ranking.
         ranking_noise: the probability with which a magnitude is multiplied by a draw from N(0, 1).
         samples: how many patches are drawn from each mini-batch, on each rank.
         phase: which forward passes are drawn from: `training` (the model is in training mode), `evaluation` or `all`.
@@ -43,7 +44,7 @@ class FMReconstructionChannelPruner(FixedSparsity, RankedPruner):
     granularity: None = field(default=None, init=False)
     kwargs: None = field(default=None, init=False)
     noise: float = field(default=0, init=False, repr=False)
-    magnitude_fn: Literal["l1", "l2"] = "l1"
+    magnitude_fn: RankingName = "l1"
     ranking_noise: Probability = 0
     samples: PositiveInt = 128
     phase: Literal["all", "training", "evaluation"] = "training"
@@ -57,7 +58,7 @@ class FMReconstructionChannelPruner(FixedSparsity, RankedPruner):
         super().__post_init__()
 
     def scores(self, name: str, weight: Tensor, groups: Groups, context: Context) -> Tensor:
-        return (groups.l1(weight) if self.magnitude_fn == "l1" else groups.l2(weight)) / max(groups.size, 1)
+        return RANKING.of(self.magnitude_fn, "magnitude_fn")(weight, groups)
 
     def check(self, parameters: Mapping[str, Parameter], context: Context) -> Iterator[ArgumentError]:
         """Besides what every ranked pruner refuses: what is no convolution, and convolutions with groups."""

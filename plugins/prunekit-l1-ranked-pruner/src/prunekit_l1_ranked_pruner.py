@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from prunekit.components import Context
-from prunekit.pruning import FixedSparsity, GradualSparsity, Groups, RankedPruner
+from prunekit.pruning import RANKINGS, FixedSparsity, GradualSparsity, Groups, RankedPruner
 
 
 @dataclass(kw_only=True)
@@ -15,7 +15,7 @@ class L1Ranked(RankedPruner):
     """Ranks groups by their mean |w|."""
 
     def scores(self, name: str, weight: Tensor, groups: Groups, context: Context) -> Tensor:
-        return groups.mean_abs(weight)
+        return RANKINGS["l1"](weight, groups)
 
 
 @dataclass(kw_only=True)

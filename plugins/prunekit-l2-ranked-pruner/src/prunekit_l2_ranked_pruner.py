@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from prunekit.components import Context
-from prunekit.pruning import FixedSparsity, GradualSparsity, Groups, RankedPruner
+from prunekit.pruning import RANKINGS, FixedSparsity, GradualSparsity, Groups, RankedPruner
 
 
 @dataclass(kw_only=True)
@@ -15,7 +15,7 @@ class L2Ranked(RankedPruner):
     """Ranks groups by their L2 norm over their number of elements, which is the same for all groups of a tensor."""
 
     def scores(self, name: str, weight: Tensor, groups: Groups, context: Context) -> Tensor:
-        return groups.l2(weight) / max(groups.size, 1)
+        return RANKINGS["l2"](weight, groups)
 
 
 @dataclass(kw_only=True)

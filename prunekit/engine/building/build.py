@@ -12,12 +12,12 @@ from torch.optim import Optimizer
 from prunekit.engine.building.bind import bind
 from prunekit.engine.building.check import Checker
 from prunekit.engine.building.find import find
-from prunekit.engine.building.parts import GivenModel
+from prunekit.engine.building.parts import GivenModel, Used
 from prunekit.engine.building.problems import Problems
 from prunekit.engine.conflicts import collisions, exhausted, idle_policies
 from prunekit.engine.policies import Policy
 from prunekit.errors import Problem
-from prunekit.plugins.registry import Found, Registry
+from prunekit.plugins.registry import Registry
 from prunekit.quantization.catalog import Catalog
 from prunekit.schedule.schedule import Schedule
 
@@ -26,13 +26,13 @@ from prunekit.schedule.schedule import Schedule
 class Built:
     """What came of a schedule. Usable if `problems` is empty; `warnings` are what has no effect.
 
-    `components` are the objects by the key of their state, `found` the classes by kind and name, `catalog` what can be
-    quantized, where somebody asked.
+    `components` are the objects by the key of their state, `used` what of plugins the schedule names (classes, and
+    curves and the like), and `catalog` what can be quantized, where somebody asked.
     """
 
     policies: Sequence[Policy]
     components: Mapping[str, Any]
-    found: Mapping[tuple[str, str], Found]
+    used: Sequence[Used]
     catalog: Catalog | None
     problems: Sequence[Problem]
     warnings: Sequence[Problem]
@@ -57,11 +57,10 @@ def build(
     problems.errors += idle_policies(schedule, epochs)
     problems.errors += exhausted(schedule, policies, epochs)
     problems.errors += collisions(schedule, policies)
-    names = {(spec.kind, spec.name): spec.class_name.rpartition(":")[2] for spec in schedule.components}
     return Built(
         policies,
         {key: made.component for key, made in checker.made.items() if made.component is not None},
-        {(kind, names[kind, name]): each for (kind, name), each in found.items()},
+        [used for component in found.values() for used in component.of_plugins],
         network.catalog_if_asked if network else None,
         problems.errors,
         problems.warnings,

@@ -12,7 +12,7 @@ from prunekit.components.kinds import KINDS
 from prunekit.components.pruner import Accompanied
 from prunekit.components.selecting import GivenSelector, given_selectors, selecting_arguments
 from prunekit.engine.building.bits import planned
-from prunekit.engine.building.find import FoundClasses
+from prunekit.engine.building.find import FoundComponents
 from prunekit.engine.building.parts import BitsPlan, Checked, GivenModel, Made, Owned
 from prunekit.engine.building.problems import Problems, text_of
 from prunekit.engine.policies import POLICIES
@@ -26,16 +26,18 @@ from prunekit.schedule.yaml_source import plain
 
 
 class Checker:
-    """Checks a schedule of which the classes are found.
+    """Checks a schedule of which all that it names is found.
 
     Args:
         schedule: what it says of components and policies.
-        found: the classes.
+        found: what its components name.
         network: None where only what does not depend on one is to be checked.
         problems: where to say what is wrong.
     """
 
-    def __init__(self, schedule: Schedule, found: FoundClasses, network: GivenModel | None, problems: Problems) -> None:
+    def __init__(
+        self, schedule: Schedule, found: FoundComponents, network: GivenModel | None, problems: Problems
+    ) -> None:
         self._schedule, self._found, self._network, self._problems = schedule, found, network, problems
         self.made: dict[str, Made] = {}
 
@@ -43,17 +45,18 @@ class Checker:
         """The policies that can be bound; also of the others everything is said that can be."""
         for spec in self._schedule.components:
             if found := self._found.get((spec.kind, spec.name)):
-                self._make(Made(spec, found, ".".join(spec.path), spec.args))
+                args = {**spec.args, **{argument: used.found.value for argument, used in found.named.items()}}
+                self._make(Made(spec, found.of_class.found, ".".join(spec.path), args), found.usable)
         checked = [self._policy(policy) for policy in self._schedule.policies]
         for policy in self._schedule.without_window:
             self._policy(policy)
         return [policy for policy in checked if policy is not None]
 
-    def _make(self, made: Made) -> Made:
-        """The component itself, if its arguments are right."""
+    def _make(self, made: Made, usable: bool = True) -> Made:
+        """The component itself, if its arguments are right, and `usable`: each name among them means something."""
         cls, spec = made.found.cls, made.spec
         wrong = check_arguments(cls, spec.kind, made.args)
-        if not self._problems.refuse(wrong, made.place, signature_of(cls).parameters):
+        if not self._problems.refuse(wrong, made.place, signature_of(cls).parameters) and usable:
             try:
                 optimizer = self._network.optimizer if self._network else None
                 component = POLICIES[spec.kind].make_component(cls, plain(made.args), optimizer)
@@ -99,7 +102,8 @@ class Checker:
             self._problems.say(place, f"{made.spec.class_name} has no levels to replace", key=True)
             return made
         args = {**made.args, "levels": policy.args["levels"]}
-        return self._make(Made(made.spec, made.found, f"policies.{policy.place}", args, levels=place))
+        usable = self._found[made.spec.kind, made.spec.name].usable
+        return self._make(Made(made.spec, made.found, f"policies.{policy.place}", args, levels=place), usable)
 
     # What a policy owns
 

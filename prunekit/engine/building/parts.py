@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from prunekit.components.origin import Origin
 from prunekit.components.selecting import GivenSelector
 from prunekit.model.parameters import Parameters
+from prunekit.plugins.lock import Entry
 from prunekit.plugins.registry import Found
 from prunekit.quantization.catalog import Catalog, catalog
 from prunekit.schedule.specs import ComponentSpec, PolicySpec
@@ -75,6 +76,48 @@ class BitsPlan:
 
 
 @dataclass(frozen=True)
+class Used:
+    """What a key of the schedule names: a class, or a curve or the like.
+
+    Attributes:
+        place: of the key: `("pruners", "agp", "curve")`.
+        kind: of what it names.
+        name: without the distribution that may stand before it.
+        found: the thing itself, and whose it is.
+    """
+
+    place: Path_
+    kind: str
+    name: str
+    found: Found
+
+    @property
+    def entry(self) -> Entry:
+        """What a lock says of it."""
+        return self.found.entry(self.kind, self.name)
+
+
+@dataclass(frozen=True)
+class FoundComponent:
+    """What a component of the schedule names.
+
+    Attributes:
+        of_class: its class.
+        named: what its arguments name, by argument.
+        usable: every name in its arguments means something.
+    """
+
+    of_class: Used
+    named: Mapping[str, Used] = field(default_factory=dict)
+    usable: bool = True
+
+    @property
+    def of_plugins(self) -> list[Used]:
+        """All of it but what is prunekit's own."""
+        return [used for used in (self.of_class, *self.named.values()) if not used.found.is_built_in]
+
+
+@dataclass(frozen=True)
 class Made:
     """A component of the schedule.
 
@@ -82,7 +125,7 @@ class Made:
         spec: what the schedule says of it.
         found: its class, and whose that is.
         key: by which its state is kept.
-        args: of its constructor.
+        args: of its constructor; in place of a name what it names.
         component: the object; None where the arguments are wrong.
         levels: where its `levels` stand, if a policy has replaced them.
     """

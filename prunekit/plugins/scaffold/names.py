@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import importlib_metadata as metadata
 
 from prunekit.errors import PluginError
-from prunekit.plugins.entry_points import component_offers, listener_offers
+from prunekit.plugins.entry_points import listener_offers, named_offers
 
 _NAME = re.compile(r"[a-z][a-z0-9]*([-_.]+[a-z0-9]+)*", re.IGNORECASE)
 _BETWEEN_WORDS = re.compile(r"[-_.]+|(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
@@ -75,7 +75,7 @@ def check_names(names: Names, kind: str, sources: Iterable[str]) -> None:
     if any(names.class_name in imported_by(source, names.module) for source in sources):
         raise PluginError(f"a {kind} can't be called {names.class_name!r}: its modules import something of that name")
     listens = kind == "listener"
-    entry, offers = (names.listener, listener_offers()) if listens else (names.class_name, component_offers())
+    entry, offers = (names.listener, listener_offers()) if listens else (names.class_name, named_offers())
     for offer in offers:
         if offer.name == entry:
             raise PluginError(f"{offer} already offers {offer.kind} {entry!r}; choose another name")

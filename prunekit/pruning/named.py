@@ -1,0 +1,14 @@
+"""All that schedules name beside components, by kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from prunekit.components.named import NamedKind
+from prunekit.pruning.curves import CURVE
+from prunekit.pruning.granularity import GRANULARITY
+from prunekit.pruning.rankings import RANKING
+
+NAMED_KINDS: Mapping[str, NamedKind[Any]] = {kind.name: kind for kind in (CURVE, GRANULARITY, RANKING)}
+"""Every kind of such things by its name."""
