@@ -86,10 +86,10 @@ def check(
     readable = schedule.components or schedule.policies or not errors
     findings = [("error", problem) for problem in errors]
     findings += [("warning", problem) for problem in (*schedule.warnings(), *built.warnings)] if readable else []
-    return schedule, sorted(findings, key=lambda finding: _place(finding[1]))
+    return schedule, sorted(findings, key=lambda finding: _position(finding[1]))
 
 
-def _place(problem: Problem) -> tuple[int, int]:
+def _position(problem: Problem) -> tuple[int, int]:
     return problem.position.line or 0, problem.position.column or 0
 
 

@@ -91,7 +91,7 @@ def check_value(adapter: TypeAdapter[Any], value: Any, path: tuple[str | int, ..
         places: dict[tuple[str | int, ...], list[str]] = {}
         values = {}
         for item in error.errors(include_url=False):
-            place, got = _place(value, item["loc"])
+            place, got = _path_into(value, item["loc"])
             if item["type"] == SELECTS_NOTHING:
                 yield ArgumentError(*path, *place, message=item["msg"])
                 return
@@ -184,7 +184,7 @@ def _eager(annotation: Any) -> Any:
     return annotation
 
 
-def _place(value: Any, loc: Iterable[str | int]) -> tuple[tuple[str | int, ...], Any]:
+def _path_into(value: Any, loc: Iterable[str | int]) -> tuple[tuple[str | int, ...], Any]:
     # A location also holds the names of a union's members: only what leads into the value counts.
     place: list[str | int] = []
     for part in loc:

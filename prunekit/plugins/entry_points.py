@@ -53,11 +53,11 @@ class Offer:
     @property
     def incompatibility(self) -> str | None:
         """Why it was not made for this prunekit, by its distribution's own requirement; None if it was."""
-        wanted = _unmet(self.entry_point.dist)
-        if wanted is None:
+        required = _unmet(self.entry_point.dist)
+        if required is None:
             return None
-        right = f"install prunekit{wanted} or another version of {self.distribution}"
-        return f"{self} was made for prunekit{wanted}, and this is prunekit {this_version()}; {right}"
+        right = f"install prunekit{required} or another version of {self.distribution}"
+        return f"{self} was made for prunekit{required}, and this is prunekit {this_version()}; {right}"
 
     @property
     def nearest_module(self) -> str:

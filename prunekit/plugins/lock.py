@@ -101,7 +101,7 @@ def hash_of(module: str) -> str:
 
     Nothing is imported.
     """
-    place = _place(module)
+    place = _file_or_folder(module)
     if place is None:
         return ""
     files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if _counts(path))
@@ -124,7 +124,7 @@ def _counts(path: Path) -> bool:
     return path.is_file() and "__pycache__" not in path.parts
 
 
-def _place(module: str) -> Path | None:
+def _file_or_folder(module: str) -> Path | None:
     """The file of a top-level module or the folder of a top-level package; in a namespace, of the first that is one."""
     try:
         first, *rest = module.split(".")

@@ -171,10 +171,10 @@ class Registry:
         return offer.load()
 
     def _unknown(self, kind: Kind | NamedKind[Any], name: str, distribution: str) -> str:
-        if who := self._who(kind, name):
+        if who := self._offered_by(kind, name):
             return f"{name!r} is offered by {who}, not by {distribution!r}"
         for other in ALL_KINDS.values():
-            if who := self._who(other, name):
+            if who := self._offered_by(other, name):
                 belongs = f"; it belongs under {other.section!r}" if isinstance(other, Kind) else ""
                 return f"{name!r} is {other.described}, not {kind.described}{belongs} ({who})"
         strays = [f"{o} offers it in {o.group!r}" for o in stray_offers() if o.name == name]
@@ -182,11 +182,11 @@ class Registry:
         known = [*self.names(kind.name), *_own(kind.name)]
         meant = nearest(name, known) if not strays else []
         guess = did_you_mean(name, known) if not strays else f"; {' and '.join(strays)}, {right}"
-        hint = f" ({self._who(kind, meant[0])})" if meant else ""
+        hint = f" ({self._offered_by(kind, meant[0])})" if meant else ""
         left_out = f"; not asked, since left out: {', '.join(self.left_out)}" if self.left_out else ""
         return f"no {kind} is registered as {name!r}{guess}{hint}{left_out}"
 
-    def _who(self, kind: Kind | NamedKind[Any], name: str) -> str:
+    def _offered_by(self, kind: Kind | NamedKind[Any], name: str) -> str:
         """The distributions that offer a name; no entry point is loaded for that."""
         offers = [str(offer) for offer in self.offers if (offer.kind, offer.name) == (kind.name, name)]
         offers += map(str, built_in(kind.name, name))

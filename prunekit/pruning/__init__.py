@@ -37,8 +37,8 @@ from prunekit.pruning.random_numbers import (
 )
 from prunekit.pruning.rank_sums import (
     RankSums,
-    together,
-    wide,
+    is_distributed,
+    widened,
 )
 from prunekit.pruning.ranked_pruner import (
     RankedPruner,
@@ -88,12 +88,12 @@ __all__ = [
     "granularity_of",
     "groups_of",
     "grow_highest",
+    "is_distributed",
     "keep_n_of_m",
     "prune_count",
     "prune_lowest",
     "prune_smallest",
     "prune_smallest_together",
     "random_mask",
-    "together",
-    "wide",
+    "widened",
 ]

@@ -63,7 +63,7 @@ class Groups:
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of each group."""
         values = tensor.reshape(self.view)
-        return values.sum(self.inside, dtype=_wide(tensor)).reshape(-1) if self.inside else values.reshape(-1)
+        return values.sum(self.inside, dtype=_sum_type(tensor)).reshape(-1) if self.inside else values.reshape(-1)
 
     def spread(self, values: Tensor) -> Tensor:
         """A value for each group [number] -> one for each element, shaped like the tensor; a view where it can be."""
@@ -73,15 +73,15 @@ class Groups:
     def _norm(self, tensor: Tensor, order: float) -> Tensor:
         # In 32 bits or more: in bfloat16 whole filters would tie.
         if not tensor.numel():
-            return tensor.new_zeros(self.number, dtype=_wide(tensor))
+            return tensor.new_zeros(self.number, dtype=_sum_type(tensor))
         values = tensor.reshape(self.view)
         if not self.inside:
-            return values.reshape(-1).abs().to(_wide(tensor))
+            return values.reshape(-1).abs().to(_sum_type(tensor))
         if order == 1:  # in half the time of vector_norm on a CPU
             if self.inside == tuple(range(len(self.view) - len(self.inside), len(self.view))):
                 return _row_sums(values.reshape(self.number, -1))
-            return values.abs().sum(self.inside, dtype=_wide(tensor)).reshape(-1)
-        norms: Tensor = torch.linalg.vector_norm(values, order, self.inside, dtype=_wide(tensor))
+            return values.abs().sum(self.inside, dtype=_sum_type(tensor)).reshape(-1)
+        norms: Tensor = torch.linalg.vector_norm(values, order, self.inside, dtype=_sum_type(tensor))
         return norms.reshape(-1)
 
 
@@ -293,13 +293,13 @@ def _row_sums(matrix: Tensor) -> Tensor:
     """The sum of magnitudes in each row, on a CPU in parts that stay in its cache."""
     step = max(_CACHED // matrix.shape[1], 1)
     if matrix.device.type != "cpu" or len(matrix) <= step or (matrix.requires_grad and torch.is_grad_enabled()):
-        return matrix.abs().sum(1, dtype=_wide(matrix))
-    spare, sums = torch.empty_like(matrix[:step]), matrix.new_empty(len(matrix), dtype=_wide(matrix))
+        return matrix.abs().sum(1, dtype=_sum_type(matrix))
+    spare, sums = torch.empty_like(matrix[:step]), matrix.new_empty(len(matrix), dtype=_sum_type(matrix))
     for start in range(0, len(matrix), step):
         rows = matrix[start : start + step]
         torch.sum(torch.abs(rows, out=spare[: len(rows)]), 1, dtype=sums.dtype, out=sums[start : start + step])
     return sums
 
 
-def _wide(tensor: Tensor) -> torch.dtype:
+def _sum_type(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)

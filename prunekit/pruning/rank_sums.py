@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, distributed
 
 
-def together() -> bool:
+def is_distributed() -> bool:
     """Whether there are other ranks."""
     return distributed.is_available() and distributed.is_initialized()
 
@@ -33,7 +33,7 @@ class RankSums:
 
     def add(self, name: str, more: Tensor) -> None:
         """Add what this rank has seen."""
-        _add(self.own, name, wide(more))
+        _add(self.own, name, widened(more))
 
     def agree(self, name: str, shape: Sequence[int], device: torch.device) -> None:
         """Add what every rank has added to what all agree on. All ranks must call it, in the same order of names.
@@ -44,8 +44,8 @@ class RankSums:
             device: where ranks can add up.
         """
         own = self.own.pop(name, None)
-        if together():
-            own = wide(torch.zeros(*shape, device=device) if own is None else own.to(device))
+        if is_distributed():
+            own = widened(torch.zeros(*shape, device=device) if own is None else own.to(device))
             distributed.all_reduce(own)
         if own is not None:
             _add(self.agreed, name, own)
@@ -68,6 +68,6 @@ def _add(sums: dict[str, Tensor], name: str, more: Tensor) -> None:
     sums[name] = sums[name].to(more.device) + more if name in sums else more
 
 
-def wide(tensor: Tensor) -> Tensor:
+def widened(tensor: Tensor) -> Tensor:
     """A tensor in 64 bits, or in 32 where its device has no more."""
     return tensor.to(torch.float32 if tensor.device.type == "mps" else torch.float64)

@@ -94,14 +94,14 @@ def prune_smallest_together(weights: Sequence[Tensor], count: int, most: Sequenc
     """
     weights = [weight.detach() for weight in weights]
     if most is None:
-        return _together(weights, count)
+        return _smallest_of_all(weights, count)
     if count > sum(most):
         raise ValueError(f"{count} of {sum(weight.numel() for weight in weights)} can't go: at most {sum(most)} may")
     full: dict[int, Tensor] = {}
     while True:
         free = [index for index in range(len(weights)) if index not in full]
         rest = count - sum(most[index] for index in full)
-        masks = dict(zip(free, _together([weights[index] for index in free], rest), strict=True))
+        masks = dict(zip(free, _smallest_of_all([weights[index] for index in free], rest), strict=True))
         over = [index for index, mask in masks.items() if mask.numel() - int(mask.sum()) > most[index]]
         if not over:
             return [full[index] if index in full else masks[index] for index in range(len(weights))]
@@ -180,17 +180,17 @@ def _apart(bits: Any) -> Any:
     return keys
 
 
-def _together(weights: list[Tensor], count: int) -> list[Tensor]:
+def _smallest_of_all(weights: list[Tensor], count: int) -> list[Tensor]:
     if not 0 < count < sum(weight.numel() for weight in weights):
         return [torch.full_like(weight, count <= 0, dtype=torch.bool) for weight in weights]
     if all(weight.device.type == "cpu" for weight in weights):
-        return _together_on_cpu(weights, count)
+        return _smallest_of_all_on_cpu(weights, count)
     flat = torch.cat([weight.reshape(-1).abs().to(weights[0].device) for weight in weights])
     parts = torch.split(_on_device(flat, count), [weight.numel() for weight in weights])
     return [part.reshape(weight.shape).to(weight.device) for part, weight in zip(parts, weights, strict=True)]
 
 
-def _together_on_cpu(weights: list[Tensor], count: int) -> list[Tensor]:
+def _smallest_of_all_on_cpu(weights: list[Tensor], count: int) -> list[Tensor]:
     dtype = torch.float64 if any(weight.dtype == torch.float64 for weight in weights) else torch.float32
     flat = np.empty(sum(weight.numel() for weight in weights), f"i{dtype.itemsize}")
     parts = np.split(flat, np.cumsum([weight.numel() for weight in weights])[:-1])

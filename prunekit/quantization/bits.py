@@ -122,8 +122,8 @@ class BitsQuantizer:
 
     def _bits_of(self, module: Quantizable, pattern: str | None) -> ModuleBits:
         given = {_MEANS.get(key, key): bits for key, bits in self._overrides.get(pattern or "", {}).items()}
-        wanted = {_PARTS[key]: given.get(key, getattr(self, key)) for key in _PARTS}
-        parts = {part: bits for part, bits in wanted.items() if bits and bits < _FLOAT and getattr(module, part)}
+        asked = {_PARTS[key]: given.get(key, getattr(self, key)) for key in _PARTS}
+        parts = {part: bits for part, bits in asked.items() if bits and bits < _FLOAT and getattr(module, part)}
         key = (self._overrides_key, pattern) if pattern is not None else ()
         return ModuleBits(**parts, given_by=key)
 

@@ -68,9 +68,9 @@ def laws_of(subject: Subject, names: Iterable[str] | None = None) -> Iterator[La
     for name in names or ():
         if name not in LAWS:
             raise PrunekitError(f"no law is called {name!r}{did_you_mean(name, LAWS)}")
-    wanted = None if names is None else set(names)
+    chosen = None if names is None else set(names)
     for law in LAWS.values():
-        if subject.kind in law.kinds and (wanted is None or law.name in wanted):
+        if subject.kind in law.kinds and (chosen is None or law.name in chosen):
             yield law
 
 

@@ -74,7 +74,7 @@ class Subject:
 
     def reproduction(self, law: str) -> tuple[str, ...]:
         """Three lines that try one law."""
-        module, name = _place(self.target)
+        module, name = _module_and_name(self.target)
         first, what = (
             (f"from {module} import {name}", name) if name else (f"# {self.name!r} is installed", repr(self.name))
         )
@@ -176,7 +176,7 @@ def _imported(name: str) -> Any:
 
 def _given(target: Any, kind: str | None) -> Subject:
     """A subject that is not asked for by name, but may be registered."""
-    module, name = _place(target)
+    module, name = _module_and_name(target)
     value = f"{module}:{name}" if name else module
     for offer in [*named_offers(), *listener_offers()]:
         if offer.entry_point.value == value and kind in (None, offer.kind):
@@ -196,7 +196,7 @@ def _kind_of(cls: type) -> str:
     return next((kind.name for kind in owners if all(hasattr(cls, m) for m in kind.methods)), EXTENSION.name)
 
 
-def _place(target: Any) -> tuple[str, str]:
+def _module_and_name(target: Any) -> tuple[str, str]:
     """Module and name of a class or function; of a module its name alone."""
     if inspect.ismodule(target):
         return target.__name__, ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import distributed, multiprocessing
 
-from prunekit.pruning import RankSums, together
+from prunekit.pruning import RankSums, is_distributed
 
 
 def test_without_other_ranks_what_was_added_is_what_is_agreed_on():
@@ -18,7 +18,7 @@ def test_without_other_ranks_what_was_added_is_what_is_agreed_on():
     assert (sums.own, list(sums.agreed)) == ({}, ["a"])
     assert sums.take()["a"].tolist() == [4, 6]
     assert sums.agreed == {}
-    assert not together()
+    assert not is_distributed()
 
 
 def test_sums_go_through_a_state():
@@ -38,7 +38,7 @@ def agree(rank: int, file: str, queue) -> None:
     if rank == 0:
         sums.add("a", torch.tensor([1.0, 2.0]))
     sums.agree("a", [2], torch.device("cpu"))
-    queue.put((rank, together(), sums.agreed["a"].tolist()))
+    queue.put((rank, is_distributed(), sums.agreed["a"].tolist()))
     distributed.destroy_process_group()
 
 

@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from prunekit import ArgumentError, PluginError, hookimpl
 from prunekit.components import Context
 from prunekit.model import CONVOLUTION, LINEAR, Activation, following_activations, operation_of, without_wrappers
-from prunekit.pruning import FixedSparsity, GradualSparsity, Groups, RankedPruner, RankSums, Units, wide
+from prunekit.pruning import FixedSparsity, GradualSparsity, Groups, RankedPruner, RankSums, Units, widened
 
 
 @dataclass(kw_only=True)
@@ -109,7 +109,7 @@ class ActivationRanked(RankedPruner):
             what = f"{activation.module!r} gives a tensor of shape {list(seen.shape)}"
             raise PluginError(f"activations_of: {what}, and {name!r} has {channels} outputs")
         sums = self.amounts(seen, tuple(d for d in range(seen.dim()) if d != axis % seen.dim()))
-        sums = wide(sums)
+        sums = widened(sums)
         self._sums.add(name, torch.cat([sums, sums.new_full((1,), seen.numel() / max(channels, 1))]))
 
     @hookimpl

@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from prunekit import ArgumentError, Progress, hookimpl
 from prunekit.components import Context, PositiveInt, Probability
 from prunekit.model import CONVOLUTION, operation_of, owners
-from prunekit.pruning import RANKING, FixedSparsity, Groups, RankedPruner, RankingName, RankSums, generator_at, wide
+from prunekit.pruning import RANKING, FixedSparsity, Groups, RankedPruner, RankingName, RankSums, generator_at, widened
 
 
 @dataclass(kw_only=True)
@@ -93,7 +93,7 @@ class FMReconstructionChannelPruner(FixedSparsity, RankedPruner):
             return
         drawn = self._draws[name] = self._draws.get(name, 0) + 1
         generator = generator_at(self.seed, Progress(drawn), name)
-        found = wide(patches(convolution, inputs[0].detach(), self.samples, generator))
+        found = widened(patches(convolution, inputs[0].detach(), self.samples, generator))
         self._sums.add(name, found.mT @ found)
 
     @hookimpl

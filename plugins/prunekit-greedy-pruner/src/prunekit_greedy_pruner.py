@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from prunekit import ArgumentError, hookimpl
 from prunekit.components import Context, PositiveInt, Selectors
 from prunekit.model import Parameters, unwrapped
-from prunekit.pruning import FixedSparsity, Units, prune_count, together
+from prunekit.pruning import FixedSparsity, Units, is_distributed, prune_count
 
 Step = PositiveInt | Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 Error = Callable[[Tensor, Tensor], Tensor]
@@ -112,7 +112,7 @@ class GreedyFilterPruner(FixedSparsity):
 
     def _agree(self) -> None:
         """All ranks take the first one's inputs."""
-        if together():
+        if is_distributed():
             remembered = [_copied(self._inputs, "cpu")]
             distributed.broadcast_object_list(remembered, src=0)
             self._inputs = remembered[0]
@@ -229,7 +229,7 @@ class _Trial:
             for output, reference in zip(self._run(changed, batch), references, strict=True)
         ]
         error = torch.stack(errors).mean()
-        if together():
+        if is_distributed():
             distributed.all_reduce(error)  # buffers, such as running statistics, may differ between ranks
         return float(error) if error.isfinite() else math.inf
 

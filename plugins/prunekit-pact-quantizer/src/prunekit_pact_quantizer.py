@@ -13,7 +13,7 @@ from torch.nn import Parameter
 
 from prunekit import hookimpl
 from prunekit.components import Context, NonNegative, Positive
-from prunekit.pruning import together
+from prunekit.pruning import is_distributed
 from prunekit.quantization import Levels
 
 
@@ -42,7 +42,7 @@ class PACTQuantizer(DorefaQuantizer):
     @hookimpl
     def before_parameter_optimization(self) -> None:
         """Processes that train one model together step with the mean of their gradients, as they do of the model's."""
-        if not together():
+        if not is_distributed():
             return
         clips = list(self._clips.values())
         own = [torch.zeros_like(clip) if clip.grad is None else clip.grad for clip in clips]

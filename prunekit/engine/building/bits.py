@@ -21,7 +21,7 @@ def planned(made: Made, network: GivenModel, problems: Problems) -> tuple[Owned,
     problems.refuse(wrong, made.place)
     if not modules and not wrong:
         what = f"{made.spec.class_name} quantizes nothing: it is given no bits for what there is"
-        problems.say(made.class_path, what)
+        problems.add(made.class_path, what)
     owned = Owned.of(_chosen(modules, made, network, problems), network)
     activations = {
         catalog.unwrapped_names[name]: bits.activations for name, bits in modules.items() if bits.activations
@@ -49,7 +49,7 @@ def _chosen(
         if known != bits:
             these, those = (f"{number} bits" if number else "no bits" for number in (bits, known))
             message = f"{name!r} gets {these}, and {first!r}, which is the same parameter, gets {those}"
-            problems.say(made.place(module.given_by), message, key=bool(module.given_by))
+            problems.add(made.place(module.given_by), message, key=bool(module.given_by))
     return {parameter: selector for parameter, selector in given.items() if selector.setting}
 
 

@@ -65,7 +65,7 @@ class Checker:
                 self._problems.refuse([error], made.place)
             except Exception as error:
                 what = f"{spec.class_name} refuses its arguments: {text_of(error)}"
-                self._problems.say(made.class_path, what)
+                self._problems.add(made.class_path, what)
         self.made[made.key] = made
         return made
 
@@ -99,7 +99,7 @@ class Checker:
         """A component of its own for a policy that replaces its `levels`."""
         place = ("policies", policy.place, policy.kind, "args", "levels")
         if "levels" not in signature_of(made.found.cls).parameters:
-            self._problems.say(place, f"{made.spec.class_name} has no levels to replace", key=True)
+            self._problems.add(place, f"{made.spec.class_name} has no levels to replace", key=True)
             return made
         args = {**made.args, "levels": policy.args["levels"]}
         usable = self._found[made.spec.kind, made.spec.name].usable
@@ -118,7 +118,7 @@ class Checker:
                 return planned(made, self._network, self._problems)
         except Exception as error:
             what = f"{made.spec.class_name} failed while it was being checked: {text_of(error)}"
-            self._problems.say(made.class_path, what)
+            self._problems.add(made.class_path, what)
         return Owned(), BitsPlan()
 
     def _selected(self, made: Made, network: GivenModel, window: Window) -> Owned:
@@ -140,7 +140,7 @@ class Checker:
         selectors = given_selectors(made.found.cls, made.spec.kind, plain(made.args))
         if not selectors and made.component is not None:
             keys = " or ".join(repr(a.name) for a in selecting_arguments(made.found.cls, made.spec.kind))
-            self._problems.say(made.class_path, f"{made.spec.class_name} selects no parameter; give it {keys}")
+            self._problems.add(made.class_path, f"{made.spec.class_name} selects no parameter; give it {keys}")
         first = {selector.text: selector for selector in reversed(selectors)}
         names = network.parameters
         selection = select((selector.text for selector in selectors), list(names.by_name), names.aliases)
@@ -149,5 +149,5 @@ class Checker:
             argument = first[selector.text].key[0]
             twice = f"{selector.text!r} stands in {argument!r} already" if selector.key[0] != argument else None
             if message := wrong.get(selector.text, twice):
-                self._problems.say(made.place(selector.key), message, key=selector.in_mapping)
+                self._problems.add(made.place(selector.key), message, key=selector.in_mapping)
         return {name: first[text] for name, text in selection.chosen.items()}

@@ -29,7 +29,7 @@ def find(schedule: Schedule, registry: Registry, problems: Problems) -> FoundCom
         try:
             cls = _find(spec, registry)
         except PluginError as error:
-            problems.say((*spec.path, "class"), str(error))
+            problems.add((*spec.path, "class"), str(error))
         else:
             found[spec.kind, spec.name] = _with_named(spec, cls, registry, problems)
     return found
@@ -56,7 +56,7 @@ def _with_named(spec: ComponentSpec, cls: Used, registry: Registry, problems: Pr
         try:
             used = _used(place, kind, spec.args.get(argument.name), registry)
         except PluginError as error:
-            problems.say(place, str(error))
+            problems.add(place, str(error))
             usable = False
         else:
             named |= {argument.name: used} if used is not None else {}

@@ -23,7 +23,7 @@ class Problems:
     errors: list[Problem] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)
 
-    def say(self, path: Path_, message: str, *, key: bool = False) -> None:
+    def add(self, path: Path_, message: str, *, key: bool = False) -> None:
         """Something is wrong at a path: at its value, or (`key`) where its last key itself stands."""
         problem = self.source.problem(path, message, key=key)
         if problem not in self.errors:
@@ -47,7 +47,7 @@ class Problems:
         refused = False
         for error in errors:
             unknown = known is not None and len(error.keys) == 1 and error.keys[0] not in known
-            self.say(place(error.keys), error.message, key=unknown)
+            self.add(place(error.keys), error.message, key=unknown)
             refused = True
         return refused
 

@@ -32,7 +32,7 @@ class LRPolicy(Policy):
     @classmethod
     def bind(cls, checked: Checked, network: GivenModel | None, problems: Problems) -> Self:
         if network is not None and network.optimizer is None:
-            problems.say(checked.place(), "a learning rate needs an optimizer, and none was given")
+            problems.add(checked.place(), "a learning rate needs an optimizer, and none was given")
         return super().bind(checked, network, problems)
 
     def hooks(self, progress: Progress) -> Iterable[tuple[str, Callable[..., Any]]]:

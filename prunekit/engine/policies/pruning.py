@@ -18,7 +18,7 @@ from prunekit.components.kinds import PRUNER
 from prunekit.components.pruner import Listening, Observing, Pruner, PrunerArguments, Reconstructing, Scaling
 from prunekit.engine.building.parts import Checked, GivenModel
 from prunekit.engine.building.problems import Problems, text_of
-from prunekit.engine.policies.answers import chosen_masks, hands_off, must_own
+from prunekit.engine.policies.checked_masks import chosen_masks, hands_off, must_own
 from prunekit.engine.policies.policy import Policy
 from prunekit.model.dataflow import following_batchnorms
 from prunekit.model.folding import folded_weight
@@ -190,7 +190,7 @@ def _must_prune(checked: Checked, problems: Problems) -> None:
     alone = window.acts_once and not window.opens_at_start
     if args.skip_first_minibatch and alone and not args.mini_batch_pruning_frequency:
         message = f"leaves nothing to do: {window.label()} is the only active one, and its beginning is skipped"
-        problems.say(checked.place("args", "skip_first_minibatch"), message)
+        problems.add(checked.place("args", "skip_first_minibatch"), message)
 
 
 def _batchnorms(checked: Checked, model: Module, problems: Problems) -> dict[str, Module]:
@@ -199,11 +199,11 @@ def _batchnorms(checked: Checked, model: Module, problems: Problems) -> dict[str
     try:
         pairs = following_batchnorms(model)
     except Exception as error:
-        problems.say(place, f"torch.fx can't trace the model to find what follows its convolutions: {text_of(error)}")
+        problems.add(place, f"torch.fx can't trace the model to find what follows its convolutions: {text_of(error)}")
         return {}
     modules = {stable_name(name): module for name, module in model.named_modules()}
     following = {f"{stable_name(conv)}.weight": modules[stable_name(norm)] for conv, norm in pairs.items()}
     found = {name: following[name] for name in checked.owned.parameters if name in following}
     if not found:
-        problems.say(place, "no batch normalization follows any of the convolutions that this policy prunes")
+        problems.add(place, "no batch normalization follows any of the convolutions that this policy prunes")
     return found

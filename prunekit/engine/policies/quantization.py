@@ -90,4 +90,4 @@ def _must_be_readable(checked: Checked, model: Module, problems: Problems) -> No
         hidden = [] if reads_weights_by_name(module) else list(module._parameters.values())
         for name in [chosen[id(parameter)] for parameter in hidden if id(parameter) in chosen]:
             message = f"{name!r} can't be quantized: {type(module).__name__} does not read its weights by name"
-            problems.say(checked.made.place(checked.owned.keys[name]), message)
+            problems.add(checked.made.place(checked.owned.keys[name]), message)

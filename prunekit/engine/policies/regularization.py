@@ -15,7 +15,7 @@ from prunekit.components.loss_term import LossTerm
 from prunekit.components.regularizer import Regularizer, RegularizerArguments
 from prunekit.engine.building.parts import Checked, GivenModel
 from prunekit.engine.building.problems import Problems
-from prunekit.engine.policies.answers import chosen_masks
+from prunekit.engine.policies.checked_masks import chosen_masks
 from prunekit.engine.policies.policy import Policy
 from prunekit.progress import Progress
 

@@ -45,7 +45,7 @@ def write(folder: Path, files: Mapping[str, str]) -> None:
     """
     unfinished = folder.with_name(f".{folder.name}.{uuid4().hex}")
     try:
-        _check_place(folder)
+        _check_folder(folder)
         for path, text in files.items():
             (unfinished / path).parent.mkdir(parents=True, exist_ok=True)
             (unfinished / path).write_text(text, encoding="utf-8", newline="\n")
@@ -58,7 +58,7 @@ def write(folder: Path, files: Mapping[str, str]) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def _check_place(folder: Path) -> None:
+def _check_folder(folder: Path) -> None:
     if not folder.parent.is_dir():
         raise PluginError(f"{str(folder.parent)!r} is no directory to write into")
     if folder.exists() and not folder.is_dir():
