@@ -187,7 +187,8 @@ class CompressionScheduler:
         self._take(optimizer)
         self._in_minibatch, self._optimization_begun = True, False
         self._masks.end_forward()  # of a mini-batch that the loop left in the middle
-        self._windows.begin("on_minibatch_begin", self._clock, self.optimizer)
+        if self._windows.open_within_epochs:
+            self._windows.open(self.progress, self.optimizer)
         self._fire("on_minibatch_begin")
         self._masks.begin_forward()
 
@@ -224,10 +225,11 @@ class CompressionScheduler:
         self._masks.end_forward()
         if not self._clock.stepped:
             self._masks.enforce()
-        if not self._optimizers:  # nobody tells of the optimizer's steps: each mini-batch counts as one
+        if not self._optimizers.known:  # nobody tells of the optimizer's steps: each mini-batch counts as one
             self._clock.stepped = True
         self._fire("on_minibatch_end")
-        self._windows.end("on_minibatch_end", self._clock)
+        if self._windows.close_within_epochs:
+            self._windows.close("on_minibatch_end", self.progress)
 
     def on_epoch_end(
         self, epoch: int, metrics: Mapping[str, float] | None = None, optimizer: Optimizer | None = None
@@ -241,7 +243,7 @@ class CompressionScheduler:
         self._fire("on_epoch_end", metrics=metrics)
         self._ledger.sum_up_epoch(self.progress)
         self._next_epoch = self.progress.next_epoch
-        self._windows.end("on_epoch_end", self._clock)
+        self._windows.close("on_epoch_end", self.progress)
 
     def on_train_end(self) -> None:
         """Training has ended; nothing is live on the bus afterwards."""
@@ -382,7 +384,8 @@ class CompressionScheduler:
         if optimizer is not None and optimizer is not self.optimizer:
             self._optimizers.add(optimizer)
             self.optimizer = self.optimizer or optimizer
-        self.on_train_begin()
+        if not self._begun:
+            self.on_train_begin()
 
     def _before_step(self) -> None:
         if self._in_minibatch and not self._optimization_begun:

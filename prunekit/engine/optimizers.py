@@ -19,6 +19,9 @@ class Optimizers:
         after_step: called after it.
         policies: of the whole schedule.
         quantizers: what they train is given to the first optimizer.
+
+    Attributes:
+        known: those whose steps are heard of.
     """
 
     def __init__(
@@ -30,18 +33,15 @@ class Optimizers:
     ) -> None:
         self._before_step, self._after_step = before_step, after_step
         self._policies, self._quantizers = policies, quantizers
-        self._known: list[Optimizer] = []
-
-    def __bool__(self) -> bool:
-        return bool(self._known)
+        self.known: list[Optimizer] = []
 
     def add(self, optimizer: Optimizer) -> None:
         """From now on its steps are heard of."""
-        if any(known is optimizer for known in self._known):  # equal is not enough: torch's compare by state
+        if any(known is optimizer for known in self.known):  # equal is not enough: torch's compare by state
             return
-        if not self._known:
+        if not self.known:
             self._train_quantizers(optimizer)
-        self._known.append(optimizer)
+        self.known.append(optimizer)
         optimizer.register_step_pre_hook(self._before)
         optimizer.register_step_post_hook(self._after)
 

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from prunekit.engine.ledger import Ledger
 from prunekit.engine.policies import Policy, PruningPolicy
 from prunekit.engine.quantizers import Quantizers
-from prunekit.progress import BEFORE_TRAINING, Clock, Progress
+from prunekit.progress import BEFORE_TRAINING, Progress
 
 
 class Windows:
@@ -21,21 +21,18 @@ class Windows:
         model: the network.
         ledger: whose bus and masks policies act on.
         quantizers: which follow the windows of their own policies.
+
+    Attributes:
+        open_within_epochs, close_within_epochs: whether a window may do so with a mini-batch.
     """
 
     def __init__(self, policies: Sequence[Policy], model: Module, ledger: Ledger, quantizers: Quantizers) -> None:
         self._policies, self._model, self._ledger, self._quantizers = policies, model, ledger, quantizers
         self._opened: set[int] = set()
-        self._hooks = {hook for p in policies for hook in (p.window.begin_hook, p.window.end_hook)}
+        # Attributes, not calls: each mini-batch asks, and mostly no window counts in these.
+        self.open_within_epochs = any(policy.window.begin_hook == "on_minibatch_begin" for policy in policies)
+        self.close_within_epochs = any(policy.window.end_hook == "on_minibatch_end" for policy in policies)
         self._prepare(BEFORE_TRAINING)
-
-    def begin(self, hook: str, clock: Clock, optimizer: Optimizer | None) -> None:
-        """An event begins; where a window may open with it, those are opened that do.
-
-        A clock, not a `Progress`: this is asked in each mini-batch, and mostly nobody counts in these.
-        """
-        if hook in self._hooks:
-            self.open(clock.progress, optimizer)
 
     def open(self, now: Progress, optimizer: Optimizer | None) -> None:
         """Put on the bus what is live now, and say whose window opens."""
@@ -52,12 +49,12 @@ class Windows:
                 self._tell("on_window_open", "window opens", policy, now)
                 self._quantizers.tell(policy, optimizer, now)
 
-    def end(self, hook: str, clock: Clock) -> None:
-        """An event has ended: say whose window has closed with it."""
-        for policy in self._policies if hook in self._hooks else ():
-            if policy.window.end_hook == hook and policy.window.ends(clock.progress):
+    def close(self, hook: str, now: Progress) -> None:
+        """Say whose window has closed with an event."""
+        for policy in self._policies:
+            if policy.window.end_hook == hook and policy.window.ends(now):
                 self._opened.discard(policy.index)
-                self._tell("on_window_close", "window closes", policy, clock.progress)
+                self._tell("on_window_close", "window closes", policy, now)
 
     def end_training(self) -> None:
         """Nothing is live any more."""
