@@ -304,7 +304,7 @@ def test_a_resumed_run_goes_on_with_its_patches() -> None:
         ),
         (nn.Sequential(nn.Linear(4, 4)), {}, "weights", "'0.weight' belongs to a Linear, which is no convolution"),
         (conv([1.0]), {"group_type": "Filters"}, "group_type", "must be 'Channels', got 'Filters'"),
-        (conv([1.0]), {"magnitude_fn": "l3"}, "magnitude_fn", "no ranking is registered as 'l3'; known are 'l1', 'l2'"),
+        (conv([1.0]), {"magnitude_fn": "l3"}, "magnitude_fn", "no ranking is registered as 'l3'; "),
         (conv([1.0]), {"samples": 0}, "samples", "must be greater than or equal to 1, got 0"),
         (conv([1.0]), {"noise": 0.5}, "noise", "has no argument 'noise'"),
     ],

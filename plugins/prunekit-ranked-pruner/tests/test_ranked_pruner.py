@@ -48,10 +48,10 @@ class TestRankingByName(RankedOrderTests, RankedStructureTests):
 
     def test_a_ranking_that_nobody_has_is_refused(self):
         ((place, message),) = self.problems(weights_model(a=ROWS), ranking="l3")
-        assert (place, message) == ("ranking", "no ranking is registered as 'l3'; known are 'l1', 'l2'")
+        assert (place, message.partition(";")[0]) == ("ranking", "no ranking is registered as 'l3'")
         ((place, message),) = self.problems(weights_model(a=ROWS), ranking=3)
         assert (place, message) == ("ranking", "must be the name of a ranking, got 3")
-        with pytest.raises(ArgumentError, match="ranking: prunekit has no ranking 'l3'; known are 'l1', 'l2'"):
+        with pytest.raises(ArgumentError, match="ranking: prunekit has no ranking 'l3'; "):
             RankedStructurePruner(weights="*", granularity="Rows", desired_sparsity=0.5, ranking="l3")
 
     def test_filters_of_a_transposed_convolution_are_refused_by_that_name(self):
