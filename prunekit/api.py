@@ -10,7 +10,7 @@ from prunekit.errors import (
     StateError as StateError,
 )
 from prunekit.hookspecs import hookimpl as hookimpl
-from prunekit.plugins.listeners import Plugins as Plugins, load_plugins as load_plugins
+from prunekit.plugins.loading import Plugins as Plugins, load_plugins as load_plugins
 from prunekit.plugins.lock import Lock as Lock
 from prunekit.plugins.trust import Trust as Trust
 from prunekit.progress import Progress as Progress, Window as Window

@@ -29,7 +29,8 @@ from prunekit.errors import PrunekitError, ScheduleError, dotted
 from prunekit.model.masks import Masks
 from prunekit.model.optimizer import learning_rates, set_groups
 from prunekit.model.parameters import Parameters
-from prunekit.plugins.listeners import Plugins, core_entry, given_listeners, load_plugins
+from prunekit.plugins.listeners import given_listeners
+from prunekit.plugins.loading import Plugins, core_entry, load_plugins
 from prunekit.plugins.lock import Lock
 from prunekit.progress import Clock, Progress
 from prunekit.pruning.named import NAMED_KINDS

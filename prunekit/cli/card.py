@@ -24,7 +24,7 @@ def show(name: str, as_json: bool) -> None:
     DISTRIBUTION:NAME where several distributions offer the name. It is imported for that.
     """
     from prunekit.plugins.cards import cards
-    from prunekit.plugins.listeners import load_plugins
+    from prunekit.plugins.loading import load_plugins
 
     with errors_shown():
         found = cards(load_plugins(), name)

@@ -79,7 +79,7 @@ def _offers() -> list[Offer]:
 def _row(offer: Offer, offers: Sequence[Offer]) -> Row:
     """What metadata tells of an offer."""
     from prunekit.components.kinds import KINDS
-    from prunekit.plugins.listeners import is_disabled
+    from prunekit.plugins.loading import is_disabled
     from prunekit.plugins.registry import built_in
 
     row = _plain_row(offer)
@@ -129,7 +129,8 @@ def _exists(module: str) -> bool:
 def _checked(row: Row, offer: Offer) -> Row:
     """The same after an import, where that is wanted."""
     from prunekit.errors import PluginError
-    from prunekit.plugins.listeners import load_plugins, must_be
+    from prunekit.plugins.contract import must_be_component
+    from prunekit.plugins.loading import load_plugins
     from prunekit.plugins.registry import Registry
     from prunekit.pruning.named import NAMED_KINDS
 
@@ -142,7 +143,7 @@ def _checked(row: Row, offer: Offer) -> Row:
         if offer.kind in NAMED_KINDS:
             Registry([offer]).find_named(NAMED_KINDS[offer.kind], f"{offer.distribution}:{offer.name}")
         else:
-            must_be(Registry([offer]).find(offer.kind, offer.name), offer.kind, offer.name)
+            must_be_component(Registry([offer]).find(offer.kind, offer.name), offer.kind, offer.name)
     except PluginError as error:
         return replace(row, state="broken", reason=str(error), traceback=traceback.format_exc())
     return row
@@ -152,7 +153,7 @@ def _at_run_time(offers: Sequence[Offer]) -> Iterator[Row]:
     """What the listeners among them offer where no entry point has the name."""
     from prunekit.components.kinds import KINDS
     from prunekit.errors import PluginError
-    from prunekit.plugins.listeners import load_plugins
+    from prunekit.plugins.loading import load_plugins
     from prunekit.plugins.registry import Registry
     from prunekit.plugins.run_time import RunTimeComponents
 

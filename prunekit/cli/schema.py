@@ -16,7 +16,7 @@ def schema() -> None:
     Editors that speak to the YAML language server take it from a first line of the schedule:
     "# yaml-language-server: $schema=schedule.schema.json". Plugins are imported; broken ones are left out.
     """
-    from prunekit.plugins.listeners import load_plugins
+    from prunekit.plugins.loading import load_plugins
     from prunekit.schedule.json_schema import schema_document
 
     plugins = load_plugins()

@@ -49,7 +49,7 @@ def warn_of_unknown_disabled_names() -> None:
 
     from prunekit.errors import did_you_mean
     from prunekit.plugins.entry_points import listener_offers
-    from prunekit.plugins.listeners import DISABLE, disabled_listeners
+    from prunekit.plugins.loading import DISABLE, disabled_listeners
 
     offers = listener_offers()
     known = [*(offer.name for offer in offers), *(offer.distribution for offer in offers)]

@@ -15,7 +15,7 @@ from prunekit.cli.trust import trust_of, trust_options, warn_of_unknown_disabled
 
 if TYPE_CHECKING:
     from prunekit.errors import Problem
-    from prunekit.plugins.listeners import Plugins
+    from prunekit.plugins.loading import Plugins
     from prunekit.schedule.schedule import Schedule
     from prunekit.training.application import Application
 
@@ -49,7 +49,7 @@ def validate(
 
     The exit code is 0 if there is no error (warnings are no errors), else 1.
     """
-    from prunekit.plugins.listeners import load_plugins
+    from prunekit.plugins.loading import load_plugins
 
     with errors_shown():
         plugins = load_plugins(trust_of(allow_plugins, locked))

@@ -10,7 +10,7 @@ from typing import Any
 from prunekit.errors import PrunekitError, StateError
 from prunekit.export.compressed import Compressed, compressed
 from prunekit.export.measure import state_bytes
-from prunekit.plugins.listeners import load_plugins
+from prunekit.plugins.loading import load_plugins
 from prunekit.plugins.trust import Trust
 from prunekit.schedule.schedule import Schedule
 from prunekit.scheduler import CompressionScheduler

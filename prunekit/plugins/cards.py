@@ -13,9 +13,11 @@ from prunekit.components.arguments import Argument, arguments_of, type_name
 from prunekit.components.docstrings import documented_arguments as documented_arguments, summary
 from prunekit.components.kinds import KINDS
 from prunekit.errors import PluginError, did_you_mean
+from prunekit.plugins.contract import must_be_component
 from prunekit.plugins.entry_points import ALL_KINDS, Offer
 from prunekit.plugins.hooks import hook_names
-from prunekit.plugins.listeners import Listener, Plugins, must_be
+from prunekit.plugins.listeners import Listener
+from prunekit.plugins.loading import Plugins
 from prunekit.plugins.registry import Found
 from prunekit.pruning.named import NAMED_KINDS
 
@@ -80,7 +82,7 @@ def _cards(plugins: Plugins, name: str) -> Iterator[Card]:
     for kind in KINDS:
         if name.rpartition(":")[2] in plugins.registry.names(kind):
             found = plugins.registry.find(kind, name)
-            must_be(found, kind, name)
+            must_be_component(found, kind, name)
             yield _of_component(found, kind, name.rpartition(":")[2])
     for named in NAMED_KINDS.values():
         short = name.rpartition(":")[2]

@@ -5,15 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from prunekit.errors import PluginError, shortened
 from prunekit.hookspecs import hookimpl
 from prunekit.plugins.hooks import Namespace, create_manager
+from prunekit.plugins.listeners import Listener
 from prunekit.plugins.registry import Found
-
-if TYPE_CHECKING:
-    from prunekit.plugins.listeners import Listener
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 from torch.nn import Module
 
 from prunekit.errors import ScheduleError
-from prunekit.plugins.listeners import Plugins
+from prunekit.plugins.loading import Plugins
 from prunekit.plugins.registry import Registry
 from prunekit.progress import Window
 from prunekit.schedule.schedule import Schedule

@@ -16,7 +16,7 @@ import torch
 from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from prunekit.plugins.listeners import Plugins, load_plugins
+from prunekit.plugins.loading import Plugins, load_plugins
 from prunekit.plugins.registry import Registry
 from prunekit.progress import Window
 from prunekit.schedule.schedule import Schedule

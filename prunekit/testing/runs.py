@@ -19,7 +19,7 @@ from torch.optim.lr_scheduler import ExponentialLR
 from prunekit.components.context import Context
 from prunekit.components.types import Selectors
 from prunekit.errors import shortened
-from prunekit.plugins.listeners import Plugins
+from prunekit.plugins.loading import Plugins
 from prunekit.plugins.registry import Registry
 from prunekit.progress import Progress, Window
 from prunekit.pruning.selection import prune_lowest

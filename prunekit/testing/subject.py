@@ -19,9 +19,11 @@ from prunekit.components.kinds import EXTENSION, PRUNER, QUANTIZER, REGULARIZER
 from prunekit.components.named import named_kind
 from prunekit.engine.learning_rate import LearningRateSchedule
 from prunekit.errors import ArgumentError, PluginError, did_you_mean
+from prunekit.plugins.contract import must_be_component
 from prunekit.plugins.entry_points import ALL_KINDS, listener_offers, named_offers
 from prunekit.plugins.hooks import hook_names
-from prunekit.plugins.listeners import Listener, load_plugins, must_be
+from prunekit.plugins.listeners import Listener
+from prunekit.plugins.loading import load_plugins
 from prunekit.plugins.registry import Found, built_in
 from prunekit.pruning.named import NAMED_KINDS
 from prunekit.testing.examples import example_arguments
@@ -102,7 +104,7 @@ def find_subject(component: Any, kind: str | None, arguments: Mapping[str, Any])
         return subject
     if subject.kind in NAMED_KINDS:
         return _checked(subject, arguments)
-    must_be(Found(subject.cls, subject.distribution, subject.version), subject.kind, subject.name)
+    must_be_component(Found(subject.cls, subject.distribution, subject.version), subject.kind, subject.name)
     made_up = {} if arguments else example_arguments(subject.cls, subject.kind)
     return _with(subject, arguments or made_up, bool(arguments))
 

@@ -11,7 +11,7 @@ import torch
 
 from prunekit.components.kinds import KINDS, LR_SCHEDULER
 from prunekit.errors import PrunekitError, StateError
-from prunekit.plugins.listeners import load_plugins
+from prunekit.plugins.loading import load_plugins
 from prunekit.plugins.trust import Trust
 from prunekit.schedule.schedule import Schedule
 from prunekit.scheduler import CompressionScheduler

@@ -15,7 +15,7 @@ import torch
 from prunekit.errors import PrunekitError, ScheduleError
 from prunekit.model.optimizer import learning_rates
 from prunekit.model.parameters import Parameters
-from prunekit.plugins.listeners import load_plugins
+from prunekit.plugins.loading import load_plugins
 from prunekit.plugins.trust import Trust
 from prunekit.progress import Window
 from prunekit.quantization.quantizable import Calibrated

@@ -20,7 +20,8 @@ from prunekit import hookimpl
 from prunekit.cli.group import prunekit
 from prunekit.engine.building.build import build
 from prunekit.plugins.entry_points import Offer
-from prunekit.plugins.listeners import Listener, load_plugins
+from prunekit.plugins.listeners import Listener
+from prunekit.plugins.loading import load_plugins
 from prunekit.plugins.registry import Registry
 from prunekit.plugins.run_time import RunTimeComponents
 from prunekit.plugins.scaffold import create_plugin

@@ -24,7 +24,7 @@ from prunekit import (
 )
 from prunekit.components import Context, PerParameter, Selectors, Sparsity
 from prunekit.components.selecting import GivenSelector, given_selectors
-from prunekit.plugins.listeners import must_be
+from prunekit.plugins.contract import must_be_component
 from prunekit.plugins.registry import Found
 from prunekit.quantization import BitsQuantizer
 
@@ -188,7 +188,7 @@ class NoSelectors:
 @pytest.mark.parametrize("kind", ["pruner", "regularizer", "quantizer"])
 def test_a_class_that_owns_parameters_must_have_an_argument_that_selects_them(kind: str) -> None:
     with pytest.raises(PluginError) as error:
-        must_be(Found(NoSelectors, "prunekit-mine", "1"), kind, "Mine")
+        must_be_component(Found(NoSelectors, "prunekit-mine", "1"), kind, "Mine")
     assert str(error.value) == (
         f"'Mine' of prunekit-mine is no {kind}: no argument of its constructor selects parameters; "
         "one must be of type Selectors or PerParameter"
@@ -196,4 +196,4 @@ def test_a_class_that_owns_parameters_must_have_an_argument_that_selects_them(ki
 
 
 def test_a_quantizer_that_speaks_of_modules_needs_no_selectors() -> None:
-    must_be(Found(BitsQuantizer, "prunekit-mine", "1"), "quantizer", "Mine")
+    must_be_component(Found(BitsQuantizer, "prunekit-mine", "1"), "quantizer", "Mine")

@@ -31,7 +31,8 @@ from prunekit.engine.bus import EventBus
 from prunekit.hookspecs import PROJECT
 from prunekit.model.masks import Masks
 from prunekit.plugins.hooks import HOOKS, Implementations
-from prunekit.plugins.listeners import Listener, load_plugins
+from prunekit.plugins.listeners import Listener
+from prunekit.plugins.loading import load_plugins
 
 SCHEDULE = {
     "version": 1,

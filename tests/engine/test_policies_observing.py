@@ -24,7 +24,8 @@ from prunekit import (
     hookimpl,
 )
 from prunekit.components import Context, Selectors
-from prunekit.plugins.listeners import Listener, Plugins
+from prunekit.plugins.listeners import Listener
+from prunekit.plugins.loading import Plugins
 from prunekit.plugins.registry import Registry
 from prunekit.pruning import prune_lowest
 

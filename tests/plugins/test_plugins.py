@@ -17,7 +17,8 @@ from structlog.testing import capture_logs
 from prunekit import CompressionScheduler, PluginError, Trace, hookimpl
 from prunekit.plugins.entry_points import Offer
 from prunekit.plugins.hooks import hook_names
-from prunekit.plugins.listeners import Listener, load_plugins
+from prunekit.plugins.listeners import Listener
+from prunekit.plugins.loading import load_plugins
 from prunekit.plugins.registry import Registry
 from prunekit.plugins.run_time import RunTimeComponents
 

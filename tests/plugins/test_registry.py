@@ -10,7 +10,7 @@ import pytest
 from fake_sites import PRUNER, Install, fake_site, refusal, run, schedule
 
 from prunekit import PluginError
-from prunekit.plugins.listeners import load_plugins
+from prunekit.plugins.loading import load_plugins
 from prunekit.plugins.registry import Registry
 
 

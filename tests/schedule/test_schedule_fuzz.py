@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, event, given, settings, strategies as st
 
 from examples.models.alexnet import AlexNet
 from prunekit import CompressionScheduler, Schedule, ScheduleError, Trace
-from prunekit.plugins.listeners import load_plugins
+from prunekit.plugins.loading import load_plugins
 from prunekit.schedule.yaml_source import Source, dump
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "schedules"

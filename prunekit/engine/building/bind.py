@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from prunekit.engine.building.parts import Checked, GivenModel
-from prunekit.engine.building.problems import Problems
+from prunekit.engine.checked import Checked, GivenModel
 from prunekit.engine.policies import POLICIES, Policy
+from prunekit.engine.problems import Problems
 
 
 def bind(checked: Iterable[Checked], network: GivenModel | None, problems: Problems) -> list[Policy]:

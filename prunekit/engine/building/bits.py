@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from prunekit.components.selecting import GivenSelector
-from prunekit.engine.building.parts import BitsPlan, GivenModel, Made, Owned
-from prunekit.engine.building.problems import Problems
+from prunekit.engine.checked import BitsPlan, GivenModel, Made, Owned
+from prunekit.engine.problems import Problems
 from prunekit.quantization.quantizable import ModuleBits, Quantizable, QuantizesModules
 
 _PART_OF = {"weight": "weights", "bias": "bias"}

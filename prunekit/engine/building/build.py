@@ -12,10 +12,10 @@ from torch.optim import Optimizer
 from prunekit.engine.building.bind import bind
 from prunekit.engine.building.check import Checker
 from prunekit.engine.building.find import find
-from prunekit.engine.building.parts import GivenModel, Used
-from prunekit.engine.building.problems import Problems
+from prunekit.engine.checked import GivenModel, Used
 from prunekit.engine.conflicts import collisions, exhausted, idle_policies
 from prunekit.engine.policies import Policy
+from prunekit.engine.problems import Problems
 from prunekit.errors import Problem
 from prunekit.plugins.registry import Registry
 from prunekit.quantization.catalog import Catalog

@@ -13,9 +13,9 @@ from prunekit.components.pruner import Accompanied
 from prunekit.components.selecting import GivenSelector, given_selectors, selecting_arguments
 from prunekit.engine.building.bits import planned
 from prunekit.engine.building.find import FoundComponents
-from prunekit.engine.building.parts import BitsPlan, Checked, GivenModel, Made, Owned
-from prunekit.engine.building.problems import Problems, text_of
+from prunekit.engine.checked import BitsPlan, Checked, GivenModel, Made, Owned
 from prunekit.engine.policies import POLICIES
+from prunekit.engine.problems import Problems, text_of
 from prunekit.errors import ArgumentError
 from prunekit.model.selectors import select
 from prunekit.progress import Window

@@ -6,10 +6,10 @@ from typing import Any
 
 from prunekit.components.arguments import arguments_of
 from prunekit.components.named import NamedKind, named_kind
-from prunekit.engine.building.parts import FoundComponent, Used
-from prunekit.engine.building.problems import Problems
+from prunekit.engine.checked import FoundComponent, Used
+from prunekit.engine.problems import Problems
 from prunekit.errors import PluginError
-from prunekit.plugins.listeners import must_be
+from prunekit.plugins.contract import must_be_component
 from prunekit.plugins.registry import CORE, Found, Registry
 from prunekit.schedule.schedule import Schedule
 from prunekit.schedule.specs import ComponentSpec
@@ -41,7 +41,7 @@ def _find(spec: ComponentSpec, registry: Registry) -> Used:
         registry.must_be_unchanged(found, spec.kind, spec.class_name)
     else:
         found = registry.find(spec.kind, spec.class_)
-    must_be(found, spec.kind, spec.class_name)
+    must_be_component(found, spec.kind, spec.class_name)
     return Used((*spec.path, "class"), spec.kind, spec.class_name.rpartition(":")[2], found)
 
 

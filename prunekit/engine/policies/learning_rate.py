@@ -10,10 +10,10 @@ from torch.optim import Optimizer
 
 from prunekit.components.effects import Effect, SetLearningRates
 from prunekit.components.kinds import LR_SCHEDULER
-from prunekit.engine.building.parts import Checked, GivenModel
-from prunekit.engine.building.problems import Problems
+from prunekit.engine.checked import Checked, GivenModel
 from prunekit.engine.learning_rate import LearningRateSchedule
 from prunekit.engine.policies.policy import Policy
+from prunekit.engine.problems import Problems
 from prunekit.progress import Progress
 
 

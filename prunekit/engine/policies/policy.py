@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 from prunekit.components.context import Context
 from prunekit.components.kinds import EXTENSION, Kind
 from prunekit.components.origin import Origin
-from prunekit.engine.building.parts import Checked, GivenModel
-from prunekit.engine.building.problems import Problems
+from prunekit.engine.checked import Checked, GivenModel
+from prunekit.engine.problems import Problems
 from prunekit.plugins.hooks import Implementations
 from prunekit.progress import Progress, Window
 

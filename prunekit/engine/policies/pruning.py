@@ -16,10 +16,10 @@ from prunekit.components.context import Context
 from prunekit.components.effects import DropMasks, Effect, KeepMasks, SetMasks, SetWeights
 from prunekit.components.kinds import PRUNER
 from prunekit.components.pruner import Listening, Observing, Pruner, PrunerArguments, Reconstructing, Scaling
-from prunekit.engine.building.parts import Checked, GivenModel
-from prunekit.engine.building.problems import Problems, text_of
+from prunekit.engine.checked import Checked, GivenModel
 from prunekit.engine.policies.checked_masks import chosen_masks, hands_off, must_own
 from prunekit.engine.policies.policy import Policy
+from prunekit.engine.problems import Problems, text_of
 from prunekit.model.dataflow import following_batchnorms
 from prunekit.model.folding import folded_weight
 from prunekit.model.names import stable_name

@@ -14,9 +14,9 @@ from torch.nn import Module
 from prunekit.components.context import Context
 from prunekit.components.kinds import QUANTIZER
 from prunekit.components.quantizer import Quantizer
-from prunekit.engine.building.parts import Checked, GivenModel
-from prunekit.engine.building.problems import Problems
+from prunekit.engine.checked import Checked, GivenModel
 from prunekit.engine.policies.policy import Policy
+from prunekit.engine.problems import Problems
 from prunekit.progress import Progress
 from prunekit.quantization.catalog import reads_weights_by_name
 from prunekit.quantization.quantizable import QuantizesModules

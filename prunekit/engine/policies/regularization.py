@@ -13,10 +13,10 @@ from prunekit.components.effects import Effect, ZeroWeights
 from prunekit.components.kinds import REGULARIZER
 from prunekit.components.loss_term import LossTerm
 from prunekit.components.regularizer import Regularizer, RegularizerArguments
-from prunekit.engine.building.parts import Checked, GivenModel
-from prunekit.engine.building.problems import Problems
+from prunekit.engine.checked import Checked, GivenModel
 from prunekit.engine.policies.checked_masks import chosen_masks
 from prunekit.engine.policies.policy import Policy
+from prunekit.engine.problems import Problems
 from prunekit.progress import Progress
 
 
