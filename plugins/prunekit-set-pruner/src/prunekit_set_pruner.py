@@ -39,7 +39,7 @@ class SETPruner:
     desired_sparsity: Sparsity
     initialization: Distribution = "erdos-renyi"
     zeta: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.3
-    signs: Literal["apart", "is_distributed"] = "apart"
+    signs: Literal["apart", "together"] = "apart"
     seed: int = 0
     _moment: tuple[int, int] | None = field(default=None, init=False, repr=False)
 
@@ -68,7 +68,7 @@ class SETPruner:
 
     def _left(self, mask: Tensor, weight: Tensor) -> Tensor:
         """What of a mask is not dropped."""
-        if self.signs == "is_distributed":
+        if self.signs == "together":
             return drop_lowest(mask, weight.abs(), self.zeta)
         negative = weight < 0
         smallest = drop_lowest(mask & ~negative, weight, self.zeta)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from helpers import MLP, SILENT, through_a_file
-from test_registry import Install, fake_site
+from fake_sites import Install, fake_site
 
 from prunekit import (
     ArgumentError,
