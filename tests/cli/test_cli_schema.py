@@ -300,6 +300,5 @@ def test_the_command_covers_a_third_partys_component(tmp_path: Path, monkeypatch
     data = Source.from_file(plugin.folder / "schedule.yaml").data
     assert accepts(validator, data)
     data["pruners"]["half"]["desired_sparsity"] = 2
-    assert [list(error.absolute_path) for error in validator.iter_errors(data)] == [
-        ["pruners", "half", "desired_sparsity"]
-    ]
+    places = [list(error.absolute_path) for error in validator.iter_errors(data)]
+    assert places == [["pruners", "half", "desired_sparsity"]]

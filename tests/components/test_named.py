@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from helpers import MLP, SILENT, through_a_file
 from fake_sites import Install, fake_site
+from helpers import MLP, SILENT, through_a_file
 
 from prunekit import (
     ArgumentError,
