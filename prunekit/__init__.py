@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 def __getattr__(name: str) -> Any:
     # The names of `prunekit.api` come when the first is asked for: `prunekit --help` and `pytest` need no torch.
+    # Python's own machinery asks for many of these (`__path__`, say), which must not import torch either.
     if name.startswith("_") and name != "__all__":
         raise AttributeError(f"module 'prunekit' has no attribute {name!r}")
     public = _public()

@@ -1,5 +1,6 @@
 """The names that `prunekit` offers, each from the room where it lives."""
 
+# `X as X` is how type checkers and linters are told that a name is offered, not merely used here.
 from prunekit.components.origin import MaskChange as MaskChange, Origin as Origin
 from prunekit.errors import (
     ArgumentError as ArgumentError,

@@ -85,6 +85,7 @@ def nearest(word: str, known: Iterable[str], most: int = 1) -> list[str]:
     >>> nearest("pruner", ["pruners", "policies"])
     ['pruners']
     """
+    # Reversed, so that of names that differ by case alone the first stays.
     folded = {name.lower(): name for name in sorted(set(known), reverse=True)}
     return [folded[name] for name in get_close_matches(word.lower(), folded, n=most, cutoff=0.6)]
 

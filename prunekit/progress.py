@@ -145,6 +145,7 @@ class Window:
             raise ValueError(f"0 <= starting_epoch < ending_epoch must hold, got {starting_epoch} and {ending_epoch}")
         if frequency < 1:
             raise ValueError(f"frequency must be at least 1, got {frequency}")
+        # A frozen dataclass refuses plain assignments, also those of its own constructor.
         object.__setattr__(self, "_start", starting_epoch)
         object.__setattr__(self, "_end", ending_epoch)
         object.__setattr__(self, "_frequency", frequency)
@@ -172,6 +173,7 @@ class Window:
     def _last(self) -> int:
         return self.active[-1]
 
+    # All comparisons ask this: a window that counts in something else than epochs replaces it.
     def _now(self, progress: Progress) -> int:
         return progress.epoch
 
@@ -183,6 +185,7 @@ class Window:
 
     def is_open(self, progress: Progress) -> bool:
         """Whether it is the first active epoch, the last, or any between them."""
+        # Not up to `_end`: with a frequency the last active epoch may lie well before that.
         return self._start <= self._now(progress) <= self._last
 
     def is_last(self, progress: Progress) -> bool:
@@ -326,6 +329,7 @@ class Window:
         Window(starting_epoch=2, ending_epoch=8, frequency=1)
         """
         if self._listed is not None:
+            # A set, since several epochs may become one.
             return Window(epochs=sorted({math.floor(epoch * factor) for epoch in self._listed}))
         start, frequency = math.floor(self._start * factor), max(math.floor(self._frequency * factor), 1)
         return Window(start, max(math.floor(self._end * factor), start + 1), frequency)
@@ -340,8 +344,10 @@ def _first_common(one: Sequence[int], other: Sequence[int]) -> int | None:
     step = math.gcd(one.step, other.step)
     if (other.start - one.start) % step:
         return None
+    # `pow(…, -1, m)` is the inverse modulo m: there is one, since the common divisor has been taken out.
     turns = (other.start - one.start) // step * pow(one.step // step, -1, other.step // step)
     number = one.start + one.step * (turns % (other.step // step))
     both = math.lcm(one.step, other.step)
+    # Up to where both have begun, in whole common steps: -(a // b) is -a / b rounded up.
     number += max(0, -((number - max(one.start, other.start)) // both)) * both
     return number if number in one and number in other else None

@@ -177,6 +177,7 @@ class CompressionScheduler:
         """
         self._clock.begin_epoch(epoch)
         self._take(optimizer)
+        # First, so that whoever becomes live hears this very event.
         self._windows.open(self.progress, self.optimizer)
         self._fire("on_epoch_begin")
 
@@ -191,6 +192,7 @@ class CompressionScheduler:
         if self._windows.open_within_epochs:
             self._windows.open(self.progress, self.optimizer)
         self._fire("on_minibatch_begin")
+        # Behind the event, which may have set the masks that this forward pass is to see.
         self._masks.begin_forward()
 
     def before_backward_pass(
@@ -327,6 +329,7 @@ class CompressionScheduler:
             "schedule": fingerprint(self.schedule),
             "plugins": dict(self._plugins),
             "next_epoch": self._next_epoch,
+            # `weights_only` refuses named tuples.
             "progress": tuple(self.progress),
             "parameters": list(Parameters.of(self.model).by_name),
             "masks": self._masks.state_dict(),
@@ -361,6 +364,7 @@ class CompressionScheduler:
             set_groups(self.optimizer, [{"lr": rate} for rate in state["learning_rates"]])
         self._ledger.load_state_dict(state["ledger"])
         self._clock, self._next_epoch = Clock(*state["progress"]), state["next_epoch"]
+        # Within an epoch, whose beginning will not be told again.
         if self._clock.minibatch >= 0:
             self._windows.open(self.progress, self.optimizer)
         else:

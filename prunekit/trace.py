@@ -75,6 +75,8 @@ def _json_lines(path: Path) -> Any:
     path.parent.mkdir(parents=True, exist_ok=True)
     _end_last_line(path)
     return structlog.wrap_logger(
+        # Line by line: a run that is killed leaves all lines but perhaps the last. And all settings are given here,
+        # because what the application has configured for its own lines must not reach this file.
         structlog.WriteLogger(path.open("a", encoding="utf-8", buffering=1)),
         processors=[
             structlog.processors.add_log_level,
@@ -105,6 +107,7 @@ def _in_words(value: Any) -> Any:
 def _end_last_line(path: Path) -> None:
     """A run that was killed may have left half a line: the next line must not grow out of it."""
     with path.open("a+b") as file:
+        # A file opened to append stands at its end: at 0 there is nothing in it.
         if file.tell():
             file.seek(-1, os.SEEK_END)
             if file.read() != b"\n":

@@ -35,6 +35,7 @@ def load_application(spec: str, seed: int) -> Application:
         inspect.signature(function).bind(**arguments)
     except TypeError as error:
         raise usage_error(f"--app: {spec!r} can't be called with {_call(arguments)}: {error}") from None
+    # Before the call, since weights are drawn when the model is made.
     seed_everything(seed)
     try:
         application = function(**arguments)
@@ -64,12 +65,14 @@ def _function(spec: str) -> Callable[..., Any]:
 
 def _module(name: str) -> ModuleType:
     here = str(Path.cwd())
+    # For an installed script Python puts the script's folder there, not the current one.
     if here not in sys.path:
         sys.path.insert(0, here)
     importlib.invalidate_caches()
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
+        # The module is there, and something that it imports is not.
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise _failed(name, error) from error
         missing = error.name

@@ -140,6 +140,7 @@ def _print_how_to_resume(run_dir: Path) -> None:
 @contextmanager
 def _terminated_like_interrupted() -> Iterator[None]:
     """SIGTERM raises KeyboardInterrupt, as SIGINT does."""
+    # Python lets no other thread say what a signal does.
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -40,6 +40,7 @@ class Argument:
 
     def adapter(self) -> TypeAdapter[Any]:
         """The validator of its type; of a type that can't be validated, one that takes anything."""
+        # pydantic takes no configuration for types that bring their own, such as dataclasses.
         for config in (ConfigDict(strict=True, arbitrary_types_allowed=True), None):
             try:
                 return TypeAdapter(_eager(self.annotation), config=config)
@@ -79,6 +80,7 @@ def check_value(adapter: TypeAdapter[Any], value: Any, path: tuple[str | int, ..
     """What is wrong with one value, at its place within `path`."""
     try:
         text = json.dumps(value)
+    # What only Python can give, a function say, is checked as it is.
     except (TypeError, ValueError):
         text = None
     try:
@@ -154,6 +156,7 @@ def _inner_name(annotation: Any) -> str:
 def _hints(cls: type) -> dict[str, Any]:
     # One by one: a name that is imported for type checkers only spoils its own argument and no other.
     hints: dict[str, Any] = {}
+    # From the bases on: a subclass says it last. Each with the names of the module that it was written in.
     for owner in reversed(cls.__mro__[:-1]):
         names = vars(sys.modules.get(owner.__module__, types))
         generated = "__dataclass_fields__" in vars(owner) and vars(owner)["__dataclass_params__"].init

@@ -24,5 +24,6 @@ def documented_arguments(cls: type) -> Mapping[str, str]:
         for entry in re.split(r"\n(?=\S)", body):
             names, colon, meaning = entry.partition(":")
             for name in re.findall(r"\w+", names.partition("(")[0]) if colon else ():
+                # The class itself comes first, and what it says goes before what its bases say.
                 found.setdefault(name, " ".join(meaning.split()))
     return found

@@ -233,6 +233,7 @@ class DropMasks(Effect):
         network.masks.must_be_names(self.names)
 
     def prepare(self, network: Network, origin: Origin) -> Iterator[Told]:
+        # As of `KeepMasks`: this is a generator, of which nothing runs before it is iterated over.
         dropped = [name for name in self.names if name in network.masks]
         for name in dropped:
             network.masks.drop(name)
@@ -271,6 +272,7 @@ class ZeroWeights(Effect):
     def _carry_out(self, changes: Sequence[Callable[[], None]]) -> Iterator[Told]:
         for change in changes:
             change()
+        # It is told at the end of the epoch; this line only makes the method a generator.
         yield from ()
 
     @staticmethod
@@ -298,6 +300,7 @@ class SetLearningRates(Effect):
 
     def prepare(self, network: Network, origin: Origin) -> Iterator[Told]:
         optimizer = _given(network.optimizer)
+        # A generator too: nothing is touched before it is iterated over, and no memory is needed beforehand.
         before = learning_rates(optimizer)
         set_groups(optimizer, self.groups)
         after = learning_rates(optimizer)

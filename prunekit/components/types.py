@@ -42,6 +42,7 @@ class Selects:
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         described = handler(schema)
+        # A validator function says nothing in a JSON Schema: that it is never empty must be added.
         for member in described.get("anyOf", [described]):
             member[_LEAST[member["type"]]] = 1
         return described

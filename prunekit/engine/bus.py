@@ -40,6 +40,7 @@ class EventBus:
     _namespaces: dict[Implementations, Namespace] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        # Before all others and in reverse: pluggy calls the last registered first, and listeners are to come last.
         for listener in reversed(self.listeners):
             self._manager.register(self._namespace(listener.implementations()))
         self._find_callers()
@@ -93,10 +94,12 @@ class EventBus:
         self.trace.error("hook failed", **where, error=f"{type(error).__name__}: {error}", exc_info=error)
 
     def _find_callers(self) -> None:
+        # Found once for each change, because every mini-batch asks who hears it.
         callers = {name: getattr(self._manager.hook, name) for name in HOOKS}
         self._callers = {name: caller for name, caller in callers.items() if caller.get_hookimpls()}
 
     def _namespace(self, implementations: Implementations) -> Namespace:
+        # Kept, because pluggy unregisters the very object that it was given.
         if implementations not in self._namespaces:
             origin = implementations.origin
             hooks = {name: self._watched(name, hook, origin) for name, hook in implementations.hooks.items()}
@@ -110,6 +113,7 @@ class EventBus:
             return self._watched_wrapper(hook, function, origin)
         returns_nothing = HOOKS[hook] is notification
 
+        # By `__wrapped__` pluggy sees which arguments the implementation takes, and passes no others.
         @functools.wraps(function)
         def run(*arguments: Any, **optional: Any) -> Result | None:
             start = time.perf_counter_ns() if self.trace.debug_on else 0
@@ -125,6 +129,7 @@ class EventBus:
                 self._tell_ran(hook, origin, (time.perf_counter_ns() - start) / 1e6)
             return None if value is None else Result(origin, value)
 
+        # `wraps` has copied a plugin's own mark; methods of policies have none.
         return run if options is not None else hookimpl(run)
 
     def _watched_wrapper(self, hook: str, function: Callable[..., Any], origin: Origin) -> Callable[..., Any]:

@@ -29,6 +29,7 @@ class EpochSums:
     def add(self, term: LossTerm) -> None:
         """A term that is added to the loss of this mini-batch."""
         value, total = term.value.detach(), self._terms.get(term.name)
+        # Not in place: the first value is the term's own tensor, through which gradients still flow.
         self._terms[term.name] = value if total is None else total + value
 
     def means(self) -> dict[str, float]:
@@ -39,6 +40,7 @@ class EpochSums:
         """An effect is about to be carried out, maybe for the first time in the epoch."""
         before = self._before.setdefault((origin, hook, type(effect)), {})
         for name in effect.parameters:
+            # Once an epoch, since counting waits for the device.
             if name not in before:
                 before[name] = masks.sparsity(name)
 

@@ -30,6 +30,7 @@ class LearningRateSchedule:
 
     def __init__(self, cls: type, args: Mapping[str, Any], optimizer: Optimizer | None) -> None:
         self._cls, self._args = cls, dict(args)
+        # With momentum, because some schedulers cycle it and refuse an optimizer that has none.
         self._base = _group_values(optimizer or SGD([torch.zeros(1)], lr=0.1, momentum=0.9))
         self.takes_metrics = "metrics" in inspect.signature(cls.step).parameters  # type: ignore[attr-defined]
         self._restart()
@@ -58,6 +59,7 @@ class LearningRateSchedule:
             given = "none" if metrics is None else f"only {', '.join(map(repr, metrics))}"
             raise PrunekitError(f"{self._cls.__name__} needs on_epoch_end(metrics={{{mode!r}: …}}), got {given}")
         for shadow, group in zip(self._shadow.param_groups, optimizer.param_groups, strict=True):
+            # Such a scheduler multiplies the rate that is there, whoever has set it.
             shadow["lr"] = float(group["lr"])
         self._scheduler.step(float(metrics[mode]))
         return self._values()
@@ -66,6 +68,7 @@ class LearningRateSchedule:
         """The base values and the time; of a scheduler that looks at metrics, all that it remembers."""
         state: dict[str, Any] = {"base": [dict(group) for group in self._base], "time": self._time}
         if self.takes_metrics:
+            # `torch.load(weights_only=True)` would refuse the rest, which is the same in every instance.
             state["scheduler"] = {key: v for key, v in self._scheduler.state_dict().items() if _is_plain(v)}
         return state
 
@@ -93,6 +96,8 @@ class LearningRateSchedule:
             warnings.simplefilter("ignore", UserWarning)
             self._scheduler = self._cls(self._shadow, **self._args)
         self._time = 0
+        # What has ever differed from the base is the scheduler's to set, also when it comes back to the base. Its
+        # constructor may have set something already.
         self._cycled = {"lr"} | self._changed()
 
     def _step(self) -> None:
@@ -113,6 +118,7 @@ class _Shadow(Optimizer):
     """Parameter groups without the parameters."""
 
     def __init__(self, groups: Sequence[Mapping[str, Any]]) -> None:
+        # torch's schedulers look into `defaults` to see whether there is momentum or betas.
         super().__init__([{**group, "params": [torch.zeros(1)]} for group in groups], defaults=dict(groups[0]))
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -127,6 +133,7 @@ def _group_values(optimizer: Optimizer) -> list[dict[str, Any]]:
 
 
 def _is_base(key: str) -> bool:
+    # Beside the parameters and their names these are notes of a scheduler, which another one would take for given.
     return key not in ("params", "initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "param_names")
 
 

@@ -67,6 +67,7 @@ class Ledger:
         except Exception:
             self._after_failure(undo, hook, progress)
             raise
+        # Only now: what was undone leaves no account.
         for each in told:
             self._keep_account(each, progress.epoch)
 
@@ -131,6 +132,7 @@ class Ledger:
 
     def _without_vetoed(self, planned: Iterable[_Planned]) -> list[_Planned]:
         """What is left when everybody on the bus was asked about the masks that are proposed."""
+        # All are checked before the first is asked about.
         planned = list(planned)
         vetoed = {plan.cause.origin for plan in planned if plan.effect.proposed and self._is_vetoed(plan)}
         return [plan for plan in planned if not (plan.effect.is_pruning and plan.cause.origin in vetoed)]
@@ -175,6 +177,7 @@ class Ledger:
         if plan.effect.is_summed_up:
             self._sums.expect(plan.effect, cause.origin, cause.hook, self.masks)
         while True:
+            # Asked for by hand: what the effect raises is its plugin's fault, what a listener raises in `_tell` is not.
             with self._blaming(cause.hook, cause.origin):
                 told = next(steps, None)
             if told is None:

@@ -26,6 +26,7 @@ class Problems:
     def add(self, path: Path_, message: str, *, key: bool = False) -> None:
         """Something is wrong at a path: at its value, or (`key`) where its last key itself stands."""
         problem = self.source.problem(path, message, key=key)
+        # A component is checked once for each of its policies.
         if problem not in self.errors:
             self.errors.append(problem)
 

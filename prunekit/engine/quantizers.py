@@ -57,7 +57,9 @@ class Quantizers:
 
     def groups(self, optimizer: Optimizer) -> list[dict[str, Any]]:
         """Groups for an optimizer: what quantizers train besides the model's own parameters."""
+        # torch takes names for all groups of an optimizer or for none.
         named = "param_names" in optimizer.param_groups[0]
+        # Two policies may share a component, and an optimizer refuses a parameter that it has already.
         once = {id(policy.component): policy for policy in self.policies}
         groups = [policy.parameter_group(self._model, named=named) for policy in once.values()]
         return [group for group in groups if group]

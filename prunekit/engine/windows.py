@@ -28,6 +28,7 @@ class Windows:
 
     def __init__(self, policies: Sequence[Policy], model: Module, ledger: Ledger, quantizers: Quantizers) -> None:
         self._policies, self._model, self._ledger, self._quantizers = policies, model, ledger, quantizers
+        # No part of the state: listeners of a resumed run hear of open windows again.
         self._opened: set[int] = set()
         # Attributes, not calls: each mini-batch asks, and mostly no window counts in these.
         self.open_within_epochs = any(policy.window.begin_hook == "on_minibatch_begin" for policy in policies)

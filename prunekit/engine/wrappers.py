@@ -56,6 +56,7 @@ class Watched:
                 seen = _fingerprint(before)
                 after = self._checked(_end(generator, self._copy(given), failure), before)
             except Exception as error:
+                # What another one raised came in through `throw` and may go out again: no failure of the wrapper.
                 if error is not failure:
                     self.on_failure(error)
                 raise
@@ -74,6 +75,7 @@ class Watched:
         """What it returned; all that it has not left as it was is its own."""
         if not self.first_result and not isinstance(results, list | tuple):
             raise PluginError(f"a wrapper must return the list of results, got {shortened(results)}")
+        # By identity: a result that the wrapper made is its own, though it be equal or name somebody else.
         known = {id(result) for result in before}
         return [
             item if id(item) in known else Result(self.origin, item.value if isinstance(item, Result) else item)

@@ -83,6 +83,7 @@ def compressed(
             levels = {name: _levels(activation) for name, activation in activations.items()}
             outputs = None if inputs is None else scheduler.model(inputs)
             where = _within(model, scheduler.quantized.catalog or Catalog())
+            # Values that were read quantized are written now: they must not be quantized once more.
             stack.enter_context(scheduler.quantized.suspended())
             stack.enter_context(_holding(values))
             yield Compressed(model, integers, _names(model), levels, where, inputs, outputs, dense)

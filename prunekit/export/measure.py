@@ -26,6 +26,7 @@ class Size:
 def size_of(data: bytes | str | Path) -> Size:
     """The size of a file, or of bytes."""
     data = data if isinstance(data, bytes) else Path(data).read_bytes()
+    # 6 is what the gzip command does; Python's own default is 9.
     return Size(len(data), len(gzip.compress(data, 6)))
 
 

@@ -45,6 +45,7 @@ def signed(integers: Integers) -> Integers | None:
         return integers
     if integers.values.dtype != torch.uint8:
         return None
+    # By way of 16 bits: unsigned bytes would wrap around.
     values, zero_point = (tensor.to(torch.int16) - 128 for tensor in (integers.values, integers.zero_point))
     return replace(integers, values=values.to(torch.int8), zero_point=zero_point.to(torch.int8))
 
@@ -70,6 +71,7 @@ def must_restore(integers: Integers, weight: Tensor, who: str) -> None:
         got = tuple(integers.values.shape)
         raise PluginError(f"{who}: integers must have the weight's shape {tuple(weight.shape)}, got {got}")
     away = (restored(integers) - weight.to(torch.float32)).abs() / integers.scale
+    # Another whole number is a whole step away, rounding far less than a quarter. `not … <`, so that NaN is refused.
     if weight.numel() and not bool(away.max() < 0.25):
         raise PluginError(f"{who}: its integers are not those of its values: {float(away.max()):.3g} steps apart")
 

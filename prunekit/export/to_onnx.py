@@ -49,6 +49,7 @@ def to_onnx(model: Compressed, path: str | Path, *, timed: bool = True) -> Agree
     levels = {name: _known(name, model.levels[name], model) for name in _activations(marked)}
     weights = {str(index): whole for index, whole in enumerate(model.integers.values())}
     names = {str(index): model.names[parameter][0] for index, parameter in enumerate(model.integers)}
+    # A copy, because the graph is changed, and the float model is made of the same one.
     proto = _Graph(_copy(marked), weights, names, levels).quantized()
     agreement = compare(model, proto, quantized=bool(levels))
     if timed:
@@ -73,6 +74,7 @@ def _export(model: Compressed) -> Any:
     weights = {p: _Mark("Weight", str(index)) for index, p in enumerate(model.integers)}
     activations = {name: _Mark("Activation", name) for name in model.levels}
     forward = QuantizedForward(model.model)
+    # Markers in the place of quantizers: a forward pass only calls them.
     forward.activate(cast(Any, weights), cast(Any, activations), model.catalog)
     try:
         with _quiet():
@@ -140,6 +142,7 @@ def _without_prefix(proto: Any, prefix: str) -> Any:
 
 
 def _any_batch(value: object) -> dict[int, str] | None:
+    # A size of 1 torch takes for a constant.
     return {0: "batch"} if isinstance(value, Tensor) and value.dim() and value.shape[0] > 1 else None
 
 

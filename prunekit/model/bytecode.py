@@ -46,11 +46,13 @@ def _reached(function: Any, cls: type, seen: set[int]) -> Iterator[tuple[CodeTyp
 
     torch's own functions are named and not looked into.
     """
+    # A decorator such as `torch.no_grad` leaves a wrapper, whose own code mentions nothing.
     function = inspect.unwrap(function)
     if not isinstance(function, FunctionType) or id(function) in seen:
         return
     seen.add(id(function))
     for code in _with_inner(function.__code__):
+        # `co_names` holds globals and attributes alike: functions of the module and methods of the class.
         named = [function.__globals__.get(name, getattr(cls, name, None)) for name in code.co_names]
         yield code, named
         for one in named:
@@ -79,6 +81,7 @@ def _names_activation(code: CodeType) -> bool:
     previous = None
     for instruction in dis.get_instructions(code):
         if isinstance(instruction.argval, str) and instruction.argval in _ACTIVATION_NAMES:
+            # Which LOAD_FAST it is depends on Python's version; one may load two variables, with a tuple as its argval.
             of_self = previous is not None and "FAST" in previous.opname and "self" in str(previous.argval)
             if not of_self:
                 return True
@@ -87,6 +90,7 @@ def _names_activation(code: CodeType) -> bool:
 
 
 def _adds(code: CodeType) -> bool:
+    # The argval of BINARY_OP is a number that Python may give another meaning; its argrepr is the sign.
     found = [(one.opname, one.argrepr, one.argval) for one in dis.get_instructions(code)]
     return any(
         (name == "BINARY_OP" and sign in ("+", "+=")) or (isinstance(value, str) and value in SUM.methods)

@@ -98,6 +98,7 @@ class _Search:
                 return None
             if node.op == "call_module" and self._times_run[str(node.target)] == 1:
                 module, functions = str(node.target), []  # a hook there sees this very output
+            # A hook can't tell the runs of a shared module apart: it is run again, on what the module before it gives.
             elif not operation.repeatable:
                 return None
             else:

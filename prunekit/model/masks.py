@@ -33,6 +33,7 @@ class Masks(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         entry = self._entries[name]
+        # A pruner of whole groups gives a view of a few values: who reads the mask gets one value for each weight.
         entry.mask = entry.mask.contiguous()
         return entry.mask
 
@@ -103,6 +104,7 @@ class Masks(Mapping[str, Tensor]):
         def set_mask() -> tuple[float, float]:
             if self._entries.get(name) is not former:
                 return self.set(name, mask, **options)  # another change came in between
+            # Where only the forward pass sees the mask, its zeros are not among the weights that would be counted.
             counting = not (entry.only_in_forward or (former is not None and former.only_in_forward))
             before = 0.0 if counting else self.sparsity(name)
             self._put(name, entry)
@@ -131,6 +133,7 @@ class Masks(Mapping[str, Tensor]):
         """`intersect`, in two parts."""
         former, entry = self._entries.get(name), self._entry(name)
         kept = mask if entry.kept is None else entry.kept & mask
+        # Zeroed by itself: the pruner's mask beside it may be one that must not get into the weights.
         entry, zeros = entry.changed(kept=kept), Zeros(self.parameters[name], kept)
 
         def intersect() -> tuple[float, float]:
@@ -147,6 +150,7 @@ class Masks(Mapping[str, Tensor]):
         """Forget the pruner's mask; the weights stay as they are."""
         former = self._entries.pop(name, None)
         self._stale = True
+        # Zeros that a regularizer has left for good are not the pruner's to forget.
         if former is not None and former.kept is not None:
             self._put(name, former.changed(pruned=None, forward_only=False, double_copies=False, scale=1.0))
 
@@ -158,6 +162,7 @@ class Masks(Mapping[str, Tensor]):
         def set_weights() -> None:
             parameter.detach().copy_(values)
             entry = self._entries.get(name)
+            # Not `entry` itself: a mask that only the forward pass sees must not get into the weights.
             enforced = None if entry is None else entry.enforced()
             if enforced is not None:
                 enforced.apply()
@@ -192,6 +197,7 @@ class Masks(Mapping[str, Tensor]):
             self._sort()
         for entry in self._in_forward:
             if entry.restored:
+                # Copied, not divided by the scale afterwards: weights of 16 bits would not come back bit for bit.
                 self._copies.append((entry.parameter, entry.parameter.detach().clone()))
             entry.apply_in_forward()
 
@@ -204,7 +210,9 @@ class Masks(Mapping[str, Tensor]):
     @contextmanager
     def applied(self) -> Iterator[None]:
         """All masks applied to the weights, those that only the forward pass sees too; undone at the end."""
+        # A mini-batch may be under way: its weights are masked or scaled already, and not what to return to.
         self.end_forward()
+        # Only these: the zeros of all other masks belong in the weights anyway.
         hidden = [entry for entry in self._entries.values() if entry.only_in_forward]
         copies = [(entry.parameter, entry.parameter.detach().clone()) for entry in hidden]
         for entry in self._entries.values():
@@ -245,6 +253,7 @@ class Masks(Mapping[str, Tensor]):
         self._entries.clear()
         for name, saved in state.items():
             flags = {key: saved[key] for key in ("forward_only", "double_copies", "scale")}
+            # Cloned, since the same state may be loaded again, or by another scheduler.
             masks = {key: _clone(saved[key]) for key in ("pruned", "kept")}
             self._put(name, self._entry(name).changed(**masks, **flags))
         self._stale = True
@@ -252,6 +261,7 @@ class Masks(Mapping[str, Tensor]):
 
     def snapshot(self, names: Iterable[str]) -> Callable[[], None]:
         """Remember masks and weights of these parameters; the function that is returned puts them back."""
+        # Shallow is enough: a change makes another entry, which shares only the factor's memory, and `_put` fills that.
         saved = {name: (self.parameters[name].detach().clone(), copy(self._entries.get(name))) for name in names}
 
         def restore() -> None:
@@ -270,6 +280,7 @@ class Masks(Mapping[str, Tensor]):
         return self._entries.get(name) or ParameterMask(self.parameters[name])
 
     def _put(self, name: str, entry: ParameterMask) -> None:
+        # Not before: until now the factor's memory, shared with the entry before it, held the mask that was in force.
         entry.fill()
         self._entries[name] = entry
         self._stale = True

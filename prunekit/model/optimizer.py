@@ -44,6 +44,7 @@ def must_fit_groups(groups: Sequence[Mapping[str, Any]], optimizer: Optimizer | 
 def current_groups(optimizer: Optimizer) -> list[dict[str, Any]]:
     """A copy of what each group holds besides its parameters."""
     return [
+        # Cloned, since `set_groups` writes into the tensor itself.
         {key: value.clone() if isinstance(value, Tensor) else value for key, value in group.items() if key != "params"}
         for group in optimizer.param_groups
     ]

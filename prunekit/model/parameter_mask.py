@@ -71,6 +71,7 @@ class ParameterMask:
 
     def apply(self) -> None:
         """Zero what is masked."""
+        # Moving a model, or assigning to `.data`, gives a parameter new memory, and this view would still zero the old.
         if self.address != self.parameter.data_ptr():
             self.look()
         self.bits.mul_(self.factor)
@@ -79,7 +80,9 @@ class ParameterMask:
         """Zero what is masked, and say the sparsity before and after: of whole rows on a CPU in one go."""
         weights, thin = self.parameter.detach(), _thin(self.mask)
         number = max(weights.numel(), 1)
+        # numpy has no bfloat16, rows must lie one behind the other, and -1 says nothing of an empty array.
         seen_by_numpy = weights.dtype in (torch.float32, torch.float64) and weights.is_contiguous() and weights.numel()
+        # Whole rows are counted, zeroed and counted on one way through memory; all else takes three.
         if thin is self.mask or not seen_by_numpy:
             before = count_nonzero(weights)
             self.apply()
@@ -116,6 +119,7 @@ class ParameterMask:
             return self
         if self.kept is None:
             return None
+        # An entry with a factor of its own: this one's holds the pruner's mask too.
         entry = ParameterMask(self.parameter, kept=self.kept)
         entry.combine()
         entry.fill()
@@ -177,6 +181,7 @@ def count_nonzero(tensor: Tensor) -> int:
 def small(mask: Tensor) -> Tensor:
     """The mask in as little memory as it needs where it is one value along its last dimensions; else contiguous."""
     thin = _thin(mask)
+    # Cloned, since the pruner may go on to write to the few values that its mask is a view of.
     return mask.contiguous() if thin is mask else thin.clone().expand_as(mask)
 
 
@@ -219,6 +224,7 @@ def _memory(mask: Tensor, parameter: Parameter, memory: Tensor = _NO_FACTOR) -> 
     thin, dtype = _thin(mask), _BITS[parameter.element_size()]
     if (memory.shape, memory.dtype, memory.device) == (thin.shape, dtype, parameter.device):
         return memory
+    # Laid out as the parameter is (channels-last, say), so that both are walked through in the order of memory.
     like = parameter if thin.shape == parameter.shape else thin
     return torch.empty_like(like, dtype=dtype, device=parameter.device, requires_grad=False)
 

@@ -26,6 +26,7 @@ class Parameters:
         by_name: dict[str, Parameter] = {}
         names: dict[int, str] = {}
         aliases: dict[str, str] = {}
+        # With duplicates: a schedule may name a tied parameter by any of its names.
         for raw, parameter in model.named_parameters(remove_duplicate=False):
             name = stable_name(raw)
             first = names.setdefault(id(parameter), name)
@@ -41,6 +42,7 @@ def owners(model: Module) -> dict[str, Module]:
     found: dict[str, Module] = {}
     modules = dict(model.named_modules())
     for path, module in modules.items():
+        # A parametrized weight lies in a module of torch's inside the layer; its owner is the layer.
         holder = modules[_PARAMETRIZATIONS.sub("", path)]
         for own in dict(module.named_parameters(recurse=False)):
             found.setdefault(stable_name(f"{path}.{own}" if path else own), holder)

@@ -11,11 +11,13 @@ _MOST_BYTES = 2**26
 
 
 class _Scratch(threading.local):
+    # All threads share this one, which is too small for anything: the first need gives a thread its own.
     memory = np.empty(0, np.uint8)
 
     def __call__(self, size: int, dtype: Any) -> Any:
         dtype = np.dtype(dtype)
         needed = size * dtype.itemsize
+        # Not kept: each thread would hold on to it for as long as it lives.
         if needed > _MOST_BYTES:
             return np.empty(size, dtype)
         if needed > self.memory.size:

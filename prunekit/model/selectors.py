@@ -39,12 +39,14 @@ def select(selectors: Iterable[str], names: Sequence[str], aliases: Mapping[str,
     for selector in sorted(dict.fromkeys(selectors), key=_rank):
         try:
             found = _matches(selector, names, aliases or {})
+        # `re` raises these too: of a number of repetitions that is too large, and of groups nested too deeply.
         except (re.error, OverflowError, RecursionError) as error:
             selection.wrong.append((selector, f"{selector!r} is no regular expression: {error}"))
             continue
         free = [name for name in found if name not in owners]
         if not free and selector != EVERYTHING:
             selection.wrong.append((selector, _nothing(selector, found, owners, [*names, *(aliases or {})])))
+        # Two parameters may differ by nothing but a component `module`.
         elif _is_name(selector) and len(found) > 1:
             both = " and ".join(map(repr, found))
             selection.wrong.append((selector, f"{selector!r} may be {both}; give the name in full"))

@@ -86,6 +86,7 @@ def trace_forward(module: Module, with_functions: bool = True) -> TracedForward:
     training, evaluation = (_activations(graph, module) for graph in graphs)
     for graph, activations in zip(graphs, (training, evaluation), strict=True):
         _must_do_the_same(graph, activations, module)
+    # Values are replaced by the name of their node, the same in both graphs.
     if {node.name for node in training} != {node.name for node in evaluation}:
         raise RuntimeError("it calls other activations in training than in evaluation")
     kinds = {node.name: name_of(node) for node in training} if with_functions else {}
@@ -124,6 +125,7 @@ def _sums(graph: fx.Graph, module: Module) -> list[fx.Node]:
 
 def _replaced(module: Module, graph: fx.Graph, replace: Replacements) -> Callable[..., Any]:
     """The forward function of a graph in which the values of some nodes go through a function first."""
+    # A copy, because the graph itself serves again when other values are to be replaced.
     copy = fx.Graph()
     copied: dict[fx.Node, fx.Node] = {}
     changed: dict[fx.Node, fx.Node] = {}
@@ -134,7 +136,9 @@ def _replaced(module: Module, graph: fx.Graph, replace: Replacements) -> Callabl
                 new = copy.call_function(_under_a_name(replace[original.name], original.name), (node,))
             node.replace_all_uses_with(new, delete_user_cb=partial(is_not, new))  # all but its own
             changed[node] = new
+    # `graph_copy` leaves out the output node and returns what it held, which no replacement of uses has reached.
     copy.output(fx.map_arg(output, lambda node: changed.get(node, node)))
+    # Only the generated function is wanted: called with the module itself, it reads its children as they are then.
     forward: Callable[..., Any] = type(fx.GraphModule(module, copy)).forward
     return forward
 

@@ -67,6 +67,7 @@ class Tracer(fx.Tracer):
         try:
             for training in modes:
                 with _unchanged(run):
+                    # Its own flag alone: `train()` would set those of the leaves too, which nobody puts back.
                     vars(module)["training"] = training
                     graphs.append(self.trace(module))
         finally:
@@ -105,6 +106,7 @@ def _unchanged(modules: Iterable[Module]) -> Iterator[None]:
     """Attributes of modules are afterwards what they were; what is done to their buffers is done to copies."""
     before = [(module, dict(vars(module))) for module in modules]
     for module, attributes in before:
+        # The forward pass gets copies of the tables: those in `before` stay as they are, whatever it registers.
         for table in ("_parameters", "_modules", "_buffers"):
             if isinstance(attributes.get(table), dict):  # a scripted module has something else
                 vars(module)[table] = attributes[table].copy()
@@ -114,6 +116,7 @@ def _unchanged(modules: Iterable[Module]) -> Iterator[None]:
         yield
     finally:
         for module, attributes in before:
+            # Behind `__setattr__`, since a module sorts what it is given into its tables.
             vars(module).clear()
             vars(module).update(attributes)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+# Not the standard library's: this one is the same on every version of Python.
 import importlib_metadata as metadata
 from packaging.utils import canonicalize_name
 
@@ -72,6 +73,7 @@ class Offer:
         """
         try:
             return self.entry_point.load()
+        # A module may call sys.exit() when it is imported.
         except (Exception, SystemExit) as error:
             what = f"{self.kind} {self.name!r} of {self} can't be imported from {self.entry_point.value!r}"
             raise PluginError(f"{what}: {type(error).__name__}: {error}{_nearest(self, error)}") from error
@@ -149,8 +151,10 @@ def _unmet(distribution: _Distribution | None) -> str | None:
             requirement = Requirement(line)
         except InvalidRequirement:
             continue
+        # "" is no extra: what only an extra requires does not count.
         applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
         is_ours = canonicalize_name(requirement.name) == "prunekit" and applies
+        # `prereleases`, else no range at all would hold a prerelease of prunekit.
         if is_ours and not requirement.specifier.contains(this_version(), prereleases=True):
             return str(requirement.specifier)
     return None
@@ -169,6 +173,7 @@ def _nearest(offer: Offer, error: BaseException) -> str:
     import sys
 
     module, attribute = sys.modules.get(offer.module), offer.entry_point.attr
+    # The module itself, or a package that it lies in, and not something that it imports.
     if isinstance(error, ModuleNotFoundError) and f"{offer.module}.".startswith(f"{error.name}."):
         return offer.nearest_module
     if not isinstance(error, AttributeError) or module is None or hasattr(module, attribute.partition(".")[0]):

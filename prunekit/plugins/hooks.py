@@ -65,6 +65,7 @@ def hook_names(implementation: object, who: str) -> list[str]:
         PluginError: it implements a hook that does not exist, with an argument that the hook does not have, or in a
             way that the hook does not allow.
     """
+    # On the class of an object: to look at the object itself would evaluate its properties.
     owner = implementation if _has_namespace(implementation) else type(implementation)
     hooks = {name: value for name, value in getmembers_static(owner) if options_of(value) is not None}
     for name, value in hooks.items():
@@ -103,6 +104,7 @@ def _arguments(value: Any, in_class: bool) -> list[str]:
     parameters = list(signature(_function(value)).parameters.values())
     bound = in_class and not isinstance(value, staticmethod) and not hasattr(value, "__self__")
     given = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
+    # `bound` leaves out `self`. pluggy passes nothing for an argument that has a default.
     return [p.name for p in parameters[bound:] if p.kind in given and p.default is Parameter.empty]
 
 

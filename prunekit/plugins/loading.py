@@ -64,6 +64,7 @@ class Plugins:
         registry, lock, refused = self.registry, self.trust.lock, list(self.refused)
         if lock is not None:
             entries = [listener.entry for listener in added]
+            # What was refused so far because it was missing, and is here now.
             found = set(lock.missing("listener", ())) - set(lock.missing("listener", entries))
             refused = [reason for reason in refused if reason not in found]
             refused += [objection for entry in entries if (objection := lock.objection(entry))]
@@ -91,6 +92,7 @@ def load_plugins(trust: Trust | None = None, offers: Iterable[Offer] | None = No
             continue
         if trust.lock and (objection := trust.lock.objection(offer.entry)):
             refused.append(objection)
+            # It is there, if changed: it must not be called missing as well.
             differing.append(offer.entry)
             continue
         try:

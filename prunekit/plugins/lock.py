@@ -107,6 +107,7 @@ def hash_of(module: str) -> str:
     files = [place] if place.is_file() else sorted(path for path in place.rglob("*") if _counts(path))
     digest = hashlib.sha256()
     for file in files:
+        # A name with its end, then a digest of fixed length: no two folders with different files give the same bytes.
         digest.update(file.relative_to(place.parent).as_posix().encode() + b"\0")
         digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()
@@ -121,6 +122,7 @@ def hash_of_source(definition: Any) -> str:
 
 
 def _counts(path: Path) -> bool:
+    # Python writes there by itself, whenever something is imported.
     return path.is_file() and "__pycache__" not in path.parts
 
 
@@ -131,6 +133,7 @@ def _file_or_folder(module: str) -> Path | None:
         spec = find_spec(first)
         while spec is not None and spec.origin is None and rest:
             first, rest = f"{first}.{rest[0]}", rest[1:]
+            # `find_spec` of a dotted name would import the package before the dot.
             spec = PathFinder.find_spec(first, list(spec.submodule_search_locations or ()))
     except (ImportError, ValueError, AttributeError):
         return None

@@ -48,6 +48,7 @@ def budgets(
     total = sum(sizes.values())
     left = total - math.floor(sparsity * total)
     kept: dict[str, int] = {}
+    # Again after each round: what full tensors can't take goes to the others, of which more may be full then.
     while full := _full(sizes, shares, left):
         for name in full:
             kept[name] = sizes[name]
@@ -105,6 +106,7 @@ def _share(shape: Sequence[int], distribution: Distribution) -> int:
 def _full(sizes: Mapping[str, int], shares: Mapping[str, int], left: int) -> list[str]:
     """The tensors of which all must be kept, and more if there were more."""
     total = sum(shares.values())
+    # Multiplied out, so that nothing is rounded. Empty tensors count as full: the shares that are left are above 0.
     return [name for name, share in shares.items() if left * share >= sizes[name] * total]
 
 
@@ -113,6 +115,7 @@ def _divided(number: int, shares: Mapping[str, int]) -> dict[str, int]:
     total = sum(shares.values())
     parts = {name: divmod(number * share, total) for name, share in shares.items()}
     rest = number - sum(whole for whole, _ in parts.values())
+    # `sorted` is stable: of equal remainders those that come first are the luckiest.
     luckiest = sorted(parts, key=lambda name: -parts[name][1])[:rest]
     return {name: whole + (name in luckiest) for name, (whole, _) in parts.items()}
 

@@ -55,6 +55,7 @@ def through(shares: list[float]) -> Curve:
 
     def curve(initial: float, final: float, fraction: float) -> float:
         place = fraction * (len(shares) - 1)
+        # At the very end nothing begins any more: it is the end of the last piece.
         left = min(math.floor(place), len(shares) - 2)
         share = shares[left] + (shares[left + 1] - shares[left]) * (place - left)
         return linear(initial, final, share)
@@ -101,6 +102,7 @@ class GradualSparsity:
     curve: CurveName | Shares = "cubic"
 
     def __post_init__(self) -> None:
+        # A pruner has several parents with keys to check; the last of them is `object`, which checks none.
         getattr(super(), "__post_init__", lambda: None)()
         if self.final_sparsity <= self.initial_sparsity:
             what = f"must be above initial_sparsity {self.initial_sparsity}, got {self.final_sparsity}"

@@ -67,17 +67,20 @@ class Groups:
 
     def spread(self, values: Tensor) -> Tensor:
         """A value for each group [number] -> one for each element, shaped like the tensor; a view where it can be."""
+        # Expanded, not repeated: by such a view `ParameterMask` sees that a group has one value, and stores only that.
         thin = [1 if d in self.inside else size for d, size in enumerate(self.view)]
         return values.reshape(thin).expand(self.view).reshape(self.shape)
 
     def _norm(self, tensor: Tensor, order: float) -> Tensor:
         # In 32 bits or more: in bfloat16 whole filters would tie.
+        # torch refuses to say which of no elements is the largest.
         if not tensor.numel():
             return tensor.new_zeros(self.number, dtype=_sum_type(tensor))
         values = tensor.reshape(self.view)
         if not self.inside:
             return values.reshape(-1).abs().to(_sum_type(tensor))
         if order == 1:  # in half the time of vector_norm on a CPU
+            # Groups that lie one behind the other in memory are the rows of a matrix.
             if self.inside == tuple(range(len(self.view) - len(self.inside), len(self.view))):
                 return _row_sums(values.reshape(self.number, -1))
             return values.abs().sum(self.inside, dtype=_sum_type(tensor)).reshape(-1)
@@ -129,6 +132,7 @@ class Units:
     size: PositiveInt = 1
     heads: PositiveInt | None = None
     parts: PositiveInt = 1
+    # pydantic looks for it here: without it a misspelt key of `{dim: 0, …}` would be passed over.
     __pydantic_config__: ClassVar[Any] = ConfigDict(extra="forbid")
 
     def groups(self, tensor: Tensor) -> Groups:
@@ -149,6 +153,7 @@ class Units:
             raise ValueError(f"has shape {list(shape)}: its dimension {self.dim} is not divided into {what}{parts}")
         if size == self.parts == 1:
             return _keeping(tensor, (self.dim,))
+        # The dimension as [part, unit, place]: a unit is all of its parts and places.
         view = (*shape[: self.dim], self.parts, length // (self.parts * size), size, *shape[self.dim + 1 :])
         kept = self.dim + 1
         return Groups(shape, view, tuple(d for d in range(len(view)) if d != kept))
@@ -169,10 +174,12 @@ class Tiles:
     def groups(self, tensor: Tensor) -> Groups:
         """The groups of a tensor that tiles of this shape cover exactly."""
         shape, tile = tuple(tensor.shape), tuple(self.shape)
+        # Filled up with ones but never cut: dimensions that the tensor lacks must be ones too, as is checked next.
         tile = (tile + (1,) * len(shape))[: max(len(shape), len(tile))]
         fits = len(shape) > 0 and all(edge == 1 for edge in tile[len(shape) :])
         if not fits or any(size % edge for size, edge in zip(shape, tile, strict=False)):
             raise ValueError(f"has shape {list(shape)}, which tiles of shape {list(self.shape)} do not cover")
+        # Each dimension as [tiles, edge], so that what lies within a tile are the odd dimensions of the view.
         view = tuple(part for size, edge in zip(shape, tile, strict=False) for part in (size // edge, edge))
         return Groups(shape, view, tuple(range(1, len(view), 2)))
 
@@ -292,6 +299,7 @@ def _keeping(tensor: Tensor, keeps: tuple[int, ...]) -> Groups:
 def _row_sums(matrix: Tensor) -> Tensor:
     """The sum of magnitudes in each row, on a CPU in parts that stay in its cache."""
     step = max(_CACHED // matrix.shape[1], 1)
+    # torch refuses `out=` where it records gradients.
     if matrix.device.type != "cpu" or len(matrix) <= step or (matrix.requires_grad and torch.is_grad_enabled()):
         return matrix.abs().sum(1, dtype=_sum_type(matrix))
     spare, sums = torch.empty_like(matrix[:step]), matrix.new_empty(len(matrix), dtype=_sum_type(matrix))

@@ -24,4 +24,5 @@ def draws(like: Tensor, seed: int, progress: Progress, name: str) -> Tensor:
     >>> torch.equal(one, again)
     True
     """
+    # Drawn on the CPU: a device makes other numbers of the same seed.
     return torch.rand(like.shape, generator=generator_at(seed, progress, name)).to(like.device)

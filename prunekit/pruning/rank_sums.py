@@ -45,6 +45,7 @@ class RankSums:
         """
         own = self.own.pop(name, None)
         if is_distributed():
+            # A rank that has seen nothing must take part all the same: the others wait for it.
             own = widened(torch.zeros(*shape, device=device) if own is None else own.to(device))
             distributed.all_reduce(own)
         if own is not None:
@@ -65,6 +66,7 @@ class RankSums:
 
 
 def _add(sums: dict[str, Tensor], name: str, more: Tensor) -> None:
+    # Not in place: a state that was saved holds this tensor. And one that was loaded may lie on another device.
     sums[name] = sums[name].to(more.device) + more if name in sums else more
 
 

@@ -86,7 +86,9 @@ class RankedPruner:
             raise ArgumentError("granularity", message=f"{what}: both name the groups")
         if (self.group_type == "Blocks") != (self.kwargs is not None):
             raise ArgumentError("kwargs", message="block_shape goes with group_type 'Blocks', and only with it")
+        # Only to see that it has a meaning: what has none is refused now, not in the middle of training.
         self._granularity()
+        # A pruner has several parents with keys to check; the last of them is `object`, which checks none.
         getattr(super(), "__post_init__", lambda: None)()
 
     def scores(self, name: str, weight: Tensor, groups: Groups, context: Context) -> Tensor | None:
@@ -173,6 +175,7 @@ class RankedPruner:
         """The parameter that the first of `weights` selects."""
         if self.group_dependency is None:
             return None
+        # `weights` is one selector, or a list of which the first counts.
         return next((name for name in parameters if context.keys[name] in (("weights",), ("weights", 0))), None)
 
     def _must_be_meant(self, weight: Tensor, kind: str | None) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from prunekit.model.scratch import scratch
 
 _NUMPY = {torch.float32, torch.float64}
+# The bits of infinity. Without their sign bit, all floats with larger bits are NaN.
 _INFINITY = {
     torch.float16: 0x7C00,
     torch.bfloat16: 0x7F80,
@@ -20,6 +21,7 @@ _INFINITY = {
     torch.float64: 0x7FF0000000000000,
 }
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+# Comparing looks at each weight m - 1 times: longer groups are sorted.
 _MOST_COMPARED = 16
 _CHUNK = 2**15
 
@@ -69,6 +71,7 @@ def prune_smallest(weights: Tensor, count: int) -> Tensor:
         return prune_count(weights.abs(), count)
     magnitudes = scratch(weights.numel(), f"i{weights.element_size()}")
     threshold = _smallest_bits(_magnitudes(weights, magnitudes), count, magnitudes)
+    # Made anew, because the partition may have left them in another order.
     if _magnitudes(weights, magnitudes).max() > _INFINITY[weights.dtype]:
         raise ValueError("weights hold NaN: nothing can be ranked by them")
     return _keep(magnitudes, threshold, count).reshape(weights.shape)
@@ -152,6 +155,7 @@ def _keep(values: Any, threshold: Any, count: int) -> Tensor:
 def _smallest(values: Any, count: int) -> Any:
     """The `count`-th smallest value."""
     lowest = values.min()
+    # The least of numbers among which there is a NaN is NaN.
     if np.isnan(lowest):
         raise ValueError("scores hold NaN: nothing can be ranked by them")
     if lowest < 0:
@@ -168,13 +172,16 @@ def _smallest_bits(bits: Any, count: int, spare: Any | None) -> Any:
         return bits.dtype.type(0)
     keys = _apart(bits) if zeros else bits.copy() if spare is None else spare
     keys.partition(count - 1)
+    # -0.0 and what stands for zeros are negative here; they mean zero.
     return max(keys[count - 1], bits.dtype.type(0))
 
 
 def _apart(bits: Any) -> Any:
     """The same numbers, each zero replaced by a negative one of its own: partition is 50 times slower on many ties."""
     keys = bits - 1
+    # All ones where the number is 0, for 0 - 1 is negative and the shift fills up with the sign; else all zeros.
     keys >>= 8 * bits.itemsize - 1
+    # Each zero becomes a negative number of its own; all other places are 0, and become their number again.
     keys &= np.arange(-bits.size, 0, dtype=bits.dtype)
     keys |= bits
     return keys
@@ -191,10 +198,12 @@ def _smallest_of_all(weights: list[Tensor], count: int) -> list[Tensor]:
 
 
 def _smallest_of_all_on_cpu(weights: list[Tensor], count: int) -> list[Tensor]:
+    # Bits can only be compared within one type; the wider one holds the values of the others exactly.
     dtype = torch.float64 if any(weight.dtype == torch.float64 for weight in weights) else torch.float32
     flat = np.empty(sum(weight.numel() for weight in weights), f"i{dtype.itemsize}")
     parts = np.split(flat, np.cumsum([weight.numel() for weight in weights])[:-1])
     for weight, part in zip(weights, parts, strict=True):
+        # `initial`, since an empty tensor has no largest weight.
         if _magnitudes(weight.to(dtype), part).max(initial=0) > _INFINITY[dtype]:
             raise ValueError("weights hold NaN: nothing can be ranked by them")
     threshold = _smallest_bits(flat, count, flat)  # which may leave them in another order
@@ -204,6 +213,7 @@ def _smallest_of_all_on_cpu(weights: list[Tensor], count: int) -> list[Tensor]:
 
     keeps = [magnitudes(weight) > threshold for weight in weights]
     surplus = flat.size - count - sum(map(np.count_nonzero, keeps))
+    # Ties stay from the last on, as in one tensor: hence the last tensor first.
     for weight, keep in zip(reversed(weights), reversed(keeps), strict=True):
         if surplus:
             surplus -= _keep_last(keep, np.flatnonzero(magnitudes(weight) == threshold), surplus)
@@ -230,6 +240,7 @@ def _by_comparison(weights: Tensor, n: int, m: int, apart: int) -> Tensor:
     apart first would cost more than the comparisons between weights of different groups, which do not count.
     """
     bits = weights.contiguous().view(_BITS[weights.element_size()]).numpy().reshape(-1)
+    # Chunks hold whole groups, so that the same places serve all of them.
     group = np.repeat(np.arange(m, dtype=np.int8), apart)
     places = np.tile(group, min(max(_CHUNK // group.size, 1), bits.size // group.size))
     keep = np.empty(bits.size, bool)
@@ -249,6 +260,7 @@ def _outranking(magnitudes: Any, places: Any, m: int, apart: int) -> Any:
     for distance in range(1, m):
         reach = distance * apart
         behind = magnitudes[reach:] >= magnitudes[:-reach]
+        # Else what lies so far behind belongs to the next group.
         behind &= places[:-reach] < m - distance
         above[:-reach] += behind.view(np.int8)
         above[reach:] -= behind.view(np.int8)
@@ -257,6 +269,7 @@ def _outranking(magnitudes: Any, places: Any, m: int, apart: int) -> Any:
 
 def _by_order(weights: Tensor, n: int, m: int, dim: int) -> Tensor:
     groups = weights.abs().reshape(*weights.shape[:dim], -1, m, *weights.shape[dim + 1 :])
+    # Stable, so that of equal ones those that come last stay.
     order = groups.argsort(dim=dim + 1, stable=True)
     keep = torch.zeros_like(groups, dtype=torch.bool)
     keep.scatter_(dim + 1, order.narrow(dim + 1, m - n, n), True)
@@ -270,5 +283,6 @@ def _on_device(scores: Tensor, count: int) -> Tensor:
     keep = values > threshold
     ties = values == threshold
     surplus = (values.numel() - count) - keep.sum()
+    # Of the ties the last `surplus`: those whose number, counted from the first, is beyond all that go.
     keep |= ties & (ties.cumsum(0) > ties.sum() - surplus)
     return keep.reshape(scores.shape)

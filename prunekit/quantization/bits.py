@@ -54,6 +54,7 @@ class BitsQuantizer:
             if twice:
                 where = (self._overrides_key, pattern, _MEANS[twice[0]])
                 raise ArgumentError(*where, message=f"means the same as {twice[0]!r}: give one of the two")
+        # A quantizer may have another parent with keys to check; the last of all is `object`, which checks none.
         getattr(super(), "__post_init__", lambda: None)()
 
     def bits(self, modules: Mapping[str, Quantizable]) -> Mapping[str, ModuleBits]:

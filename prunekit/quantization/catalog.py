@@ -82,6 +82,7 @@ class _Search:
         if operation in WEIGHTED and reads_weights_by_name(module):
             bias = getattr(module, "bias", None) is not None
             self.add(name, module, Quantizable(kind, weights=True, bias=bias))
+        # A subclass with a forward pass of its own is looked into as any other module.
         if type(module).forward is nn.Sequential.forward:
             self._look_along(module._modules.values())
         elif not type(module).__module__.startswith("torch.nn.modules"):
@@ -93,6 +94,7 @@ class _Search:
         """All that has been found, when all modules have been looked at."""
         found = self._found
         for name, module in found.modules.items():
+            # Of a module that nobody was seen to run nothing is known.
             if name != INPUT and found.quantizable[name].weights and all(self._before_activation.get(module, [False])):
                 found.quantizable[name] = replace(found.quantizable[name], before_relu=True)
         return found

@@ -51,6 +51,7 @@ class QuantizedForward:
 
         `catalog` says where the activations are; it is needed where there are any.
         """
+        # The values compare by identity. New classes for the same ones would make torch.compile compile anew.
         if (weights, activations) == (self.weights, self.activations):
             return
         self.clear()
@@ -100,6 +101,7 @@ class QuantizedForward:
 
 def _subclass(cls: type[Module], names: Iterable[str], forward: Callable[..., Any] | None) -> type[Module]:
     """A class for one module alone, which instances of `cls` can become: it adds no state."""
+    # The module of the class too, for it is by this that a tracer knows torch's own layers.
     own: dict[str, Any] = {"__module__": cls.__module__, **{name: _property(name) for name in names}}
     if forward is not None:
         own["forward"] = forward
@@ -110,6 +112,7 @@ def _property(name: str) -> property:
     """Found before torch's own way to parameters, `Module.__getattr__`, which is only asked for what no class has."""
 
     def read(module: Module) -> Tensor:
+        # Of this very object: a copy or a replica of the module has a weight of its own.
         weight = module._parameters[name]
         assert weight is not None
         quantized: Tensor = vars(module)[_WEIGHTS][name](weight)

@@ -28,6 +28,7 @@ def forward_passes(catalog: Catalog, replace: Mapping[str, Replacement]) -> dict
     for name in found:
         if name in catalog.modules and name != INPUT:
             module = catalog.modules[name]
+            # On top of what was replaced inside: an activation of one's own may call others.
             forwards[module] = _then(forwards.get(module, type(module).forward), found[name])
     if INPUT in found:
         model = catalog.modules[INPUT]

@@ -35,6 +35,7 @@ class QuantizedWeight:
 
     def __call__(self, weight: Tensor) -> Tensor:
         """The values that the forward pass uses for the weight."""
+        # Without the handler, which writes to the trace: nothing that could be compiled.
         if torch.compiler.is_compiling():
             return self._values(weight)
         try:

@@ -98,6 +98,7 @@ def _arguments(cls: type, kind: str, title: str, definitions: Schema) -> Schema:
             schema["properties"][name]["description"] = meaning
     return {
         "description": summary(cls),
+        # The entry of the section judges it; here it must only not be an additional property.
         "properties": {"class": True, **_renamed(schema["properties"], title)},
         "required": schema["required"],
         "additionalProperties": False,
@@ -143,4 +144,5 @@ def _policy_component(kind: Kind, definitions: Schema) -> Schema:
 
 
 def _reference(name: str) -> Schema:
+    # A JSON Pointer within a URI: first `~` and `/` are escaped, then whatever a URI may not hold.
     return {"$ref": f"#/$defs/{quote(name.replace('~', '~0').replace('/', '~1'), safe='~:')}"}

@@ -30,6 +30,7 @@ class Reader:
         data = self.mapping(self.source.data, (), "a schedule")
         self.only(data, _TOP_KEYS, ())
         version = data.get("version", VERSION)
+        # Not isinstance: `true` is an int to Python, and equal to 1.
         if type(version) is not int or version != VERSION:
             self.add_problem(
                 ("version",), f"this prunekit reads version {VERSION} of the schedule language, got {version!r}"
@@ -91,6 +92,7 @@ class Reader:
             got = f"must be a string, got {shortened(name)}" if "instance_name" in component else "is missing"
             self.add_problem((*where, "instance_name"), f"instance_name {got}")
             return None
+        # Where the window is unusable any other stands in for it, so that what else the policy says is checked.
         spec = PolicySpec(kind, name, window or Window(0, 1), args, place=int(path[-1]))
         if window is None:
             self.without_window.append(spec)

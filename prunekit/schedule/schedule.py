@@ -31,6 +31,7 @@ class Schedule:
     without_window: Sequence[PolicySpec] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
+        # As YAML has them, section by section, so that what is written and read again is equal.
         ordered = sorted(self.components, key=lambda spec: list(KINDS).index(spec.kind))
         placed = (p if p.place >= 0 else replace(p, place=index) for index, p in enumerate(self.policies))
         object.__setattr__(self, "components", tuple(ordered))

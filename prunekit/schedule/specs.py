@@ -45,6 +45,7 @@ class ComponentSpec:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ComponentSpec):
             return NotImplemented
+        # A class from Python is equal to its name: the same schedule read from YAML is the same.
         return (self.kind, self.name, self.class_name) == (other.kind, other.name, other.class_name) and (
             plain(self.args) == plain(other.args)
         )

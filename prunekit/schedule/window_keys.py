@@ -21,6 +21,7 @@ AddProblem = Callable[..., None]
 def read_window(data: Mapping[str, Any], path: Path, add_problem: AddProblem) -> Window | None:
     """The window of the policy at `path`, from its keys; None if what is wrong with them has been said."""
     given = [key for key in _RANGE if key in data]
+    # Not isinstance: `true` is an int to Python.
     wrong = [key for key in given if type(data[key]) is not int]
     for key in wrong:
         add_problem((*path, key), f"must be an integer, got {shortened(data[key])}")

@@ -39,9 +39,11 @@ class _CoreResolver(yaml.resolver.BaseResolver):
 
 
 for _name, _, _first in _CORE:
+    # PyYAML asks by a scalar's first character, and by "" where there is none.
     _CoreResolver.add_implicit_resolver(_TAG + _name, _PATTERNS[_name], [*_first, ""])
 
 
+# Without a constructor: `_Reader` makes the data, knows where it stands, and runs nothing.
 class _Loader(yaml.reader.Reader, yaml.scanner.Scanner, yaml.parser.Parser, yaml.composer.Composer, _CoreResolver):
     def __init__(self, text: str) -> None:
         yaml.reader.Reader.__init__(self, text)
@@ -59,6 +61,7 @@ class _Dumper(yaml.emitter.Emitter, yaml.serializer.Serializer, yaml.representer
         _CoreResolver.__init__(self)
 
     def ignore_aliases(self, data: Any) -> bool:
+        # Else two equal parts that happen to be one object would be written as an anchor and an alias.
         return True
 
     def represent_text(self, text: str) -> yaml.Node:
@@ -90,6 +93,7 @@ class Source:
         """
         data = Path(path).read_bytes()
         try:
+            # A byte order mark is no part of the text.
             return cls.from_text(data.decode("utf-8-sig"), str(path))
         except UnicodeDecodeError as error:
             before = data[: error.start].decode("utf-8", "replace")
@@ -168,6 +172,7 @@ class _Reader:
     def read(self) -> None:
         root: Any = self.source._root
         data = self.value(root, ())
+        # Counted with every alias written out, before anything is: a few lines may mean a billion nodes.
         if self.sizes.get(id(root), 1) > _MOST_NODES:
             self.source._refuse(_position(self.source.name, root.start_mark), (), f"more than {_MOST_NODES} nodes")
         elif self.heights.get(id(root), 0) > _DEEPEST:
@@ -205,6 +210,7 @@ class _Reader:
             if not isinstance(key, yaml.ScalarNode):
                 self.add_problem(key, path, "a key must be a plain word, not a list or a mapping")
             elif key.tag == _TAG + "merge":
+                # Of several merges the first wins, and what the mapping says itself over all of them.
                 merged = {**self.merged(child, path), **merged}
                 inherited = {**self.inherited(child), **inherited}
             elif key.value in data:
@@ -217,6 +223,7 @@ class _Reader:
                 own[key.value] = key, child
                 data[key.value] = self.value(child, (*path, key.value))
         self.count(node, [child for _, child in node.value])
+        # By id, which stays unique because `_root` keeps all nodes alive.
         self.source._children[id(node)] = {**inherited, **own}
         return {**merged, **data}
 
@@ -226,6 +233,7 @@ class _Reader:
         if not all(isinstance(part, dict) for part in parts):
             self.add_problem(node, path, "'<<' merges mappings only")
             return {}
+        # Reversed, so that the first of the mappings wins.
         return {key: item for part in reversed(parts) for key, item in part.items()}
 
     def inherited(self, node: Any) -> dict[str, tuple[yaml.Node, yaml.Node]]:
@@ -264,10 +272,12 @@ class _Reader:
 
 
 def _int(text: str) -> int:
+    # `int(…, 0)` refuses `012`, which YAML 1.2 reads as 12.
     return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
 
 
 def _float(text: str) -> float:
+    # Python spells infinity and NaN without YAML's dot.
     return float(re.sub(r"^([-+]?)\.(inf|nan)$", r"\1\2", text.lower()))
 
 
@@ -282,6 +292,7 @@ _SCALARS: dict[str, Callable[[str], Any]] = {
 
 
 def _is_text(text: str) -> bool:
+    # An escape such as "\ud800" is half of a pair, which no file can hold as UTF-8.
     return not any("\ud800" <= letter <= "\udfff" for letter in text)
 
 

@@ -63,6 +63,7 @@ def quantized_weights_of(run: Run) -> Iterator[tuple[str, Tensor, Tensor]]:
 def quantized_activations_of(run: Run, dtype: torch.dtype = torch.float32) -> Iterator[tuple[str, Tensor, Tensor]]:
     """What would go on in place of what each activation gives, and that, which is made up, the same at every call."""
     for name in getattr(run.policy, "activations", ()):
+        # Transposed, so that each of the four rows, as each channel, has values from one end to the other.
         made_up = torch.linspace(-1, 2, 4 * 96).reshape(96, 4).T.to(dtype).requires_grad_()
         given = made_up if name == INPUT else made_up.relu()
         yield name, run.component.quantize_activation(name, given, context_of(run)), made_up

@@ -15,6 +15,7 @@ from prunekit.testing.subject import Subject, find_subject
 
 _BOOKS = (constructor_laws, mask_laws, run_laws, process_laws, growth_laws, named_laws)
 _ALL = [law for book in _BOOKS for law in vars(book).values() if isinstance(law, Law)]
+# Basic ones first: False sorts before True, and `sorted` keeps the order of the rest.
 LAWS = {law.name: law for law in sorted(_ALL, key=lambda law: not law.basic)}
 """Every law by its name, in the order in which they are tried."""
 

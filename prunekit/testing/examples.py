@@ -13,6 +13,7 @@ from prunekit.errors import PluginError
 from prunekit.quantization.bits import BitsQuantizer
 
 EVERY_WEIGHT = "*.weight"
+# In the order in which they are tried: a sparsity gets a fraction, a count the first whole number that it allows.
 _NUMBERS: tuple[Any, ...] = (0.25, 0.5, 0.75, 0.9, 1, 2, 3, 4, 8, 0.1, 0.01, 0, -1, 100)
 
 

@@ -227,6 +227,7 @@ def _with_odd(name: str, make: Any) -> TinyNet:
 
 def _transposed(weight: Tensor) -> Tensor:
     """The same values in another order of memory."""
+    # A vector has but one order: it becomes every other element of one twice as long.
     return weight.mT.contiguous().mT if weight.dim() > 1 else torch.stack([weight, weight], -1)[..., 0]
 
 

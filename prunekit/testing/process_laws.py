@@ -59,10 +59,12 @@ def _must_be_importable(subject: Subject) -> None:
 
 def _in_processes(subject: Subject, folder: Path) -> list[dict[str, Any]]:
     methods = multiprocessing.get_all_start_methods()
+    # The fork server imports torch once; spawned processes import it each for itself.
     context: Any = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if "forkserver" in methods:
         context.set_forkserver_preload(PRELOADED)
     ranks = range(PROCESSES)
+    # It travels by pickle: what laws remember would only be carried along.
     bare = replace(subject, remembered={})
     processes = [context.Process(target=_train, args=(bare, rank, str(folder)), daemon=True) for rank in ranks]
     with _without_main():
@@ -91,6 +93,7 @@ def _without_main() -> Iterator[None]:
     main = sys.modules["__main__"]
     hidden = {key: vars(main)[key] for key in ("__file__", "__spec__") if key in vars(main)}
     for key in hidden:
+        # multiprocessing reads `__spec__` without asking whether it is there, but not `__file__`.
         setattr(main, key, None) if key == "__spec__" else delattr(main, key)
     try:
         yield

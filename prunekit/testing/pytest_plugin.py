@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from prunekit.testing.laws import Failure, Law
     from prunekit.testing.subject import Subject
 
+# They assert outside of test files, where pytest shows what failed only if it is told so before they are imported.
 pytest.register_assert_rewrite(
     "prunekit.testing.ranked", "prunekit.testing.ranked_structures", "prunekit.testing.rates"
 )

@@ -99,6 +99,7 @@ def only_listens(subject: Subject) -> None:
 @law(*ACTING)
 def compiled(subject: Subject) -> None:
     """A model that torch.compile has made is compiled once, however often masks change, and ends the same."""
+    # Here, because it takes a second and no other law needs it.
     import torch._dynamo
 
     torch._dynamo.reset()

@@ -241,6 +241,7 @@ def differences(one: Any, other: Any, path: str = "", *, exact: bool = True) -> 
     elif isinstance(one, list | tuple) and isinstance(other, list | tuple) and len(one) == len(other):
         for index, pair in enumerate(zip(one, other, strict=True)):
             yield from differences(*pair, f"{path}[{index}]", exact=exact)
+    # NaN is the same as NaN here.
     elif one != other and not (one != one and other != other):
         yield f"{path} is {shortened(one)} and {shortened(other)}"
 

@@ -46,6 +46,7 @@ def evaluate(application: Application) -> Evaluation:
         inputs, targets = to_device(inputs, device), to_device(targets, device)
         outputs = application.model(inputs)
         number = len(targets) if isinstance(targets, Tensor) and targets.dim() else 1
+        # Weighted, since the last batch may be smaller.
         loss += application.loss(outputs, targets) * number
         samples += number
         if _are_classes(outputs, targets):
@@ -66,6 +67,7 @@ def to_device(data: Any, device: torch.device) -> Any:
         return data.to(device, non_blocking=True)
     if isinstance(data, Mapping):
         return {key: to_device(value, device) for key, value in data.items()}
+    # Not isinstance: a named tuple can't be made of one iterable.
     return type(data)(to_device(value, device) for value in data) if type(data) in (list, tuple) else data
 
 

@@ -42,6 +42,7 @@ _KEYS = {"model", "optimizer", "scheduler", "epoch", "random", "generators", "hi
 def seed_everything(seed: int) -> None:
     """Seed the random numbers of torch, numpy and Python."""
     torch.manual_seed(seed)
+    # numpy refuses larger seeds, and negative ones, which torch takes.
     numpy.random.seed(seed % 2**32)
     random.seed(seed)
 
@@ -52,6 +53,7 @@ def random_states() -> dict[str, Any]:
     return {
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        # Plain numbers, because `torch.load(weights_only=True)` refuses numpy's arrays.
         "numpy": (str(name), [int(key) for key in keys], int(position), int(has_gauss), float(cached)),
         "python": random.getstate(),
     }
@@ -64,6 +66,7 @@ def set_random_states(states: Mapping[str, Any], generators: list[torch.Generato
         StateError: the loaders have another number of generators now.
     """
     torch.set_rng_state(states["torch"])
+    # With another number of GPUs the numbers can't be the same.
     if states["cuda"] and len(states["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(states["cuda"])
     name, keys, *rest = states["numpy"]
@@ -80,6 +83,7 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
     temporary = path.with_name(f"{path.name}.part")
     try:
         write(temporary)
+        # Atomic, because both lie in one folder and so on one file system.
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

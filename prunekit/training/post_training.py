@@ -70,6 +70,7 @@ def quantize(
     options = {"epochs": 1, "trace": trace, "plugins": load_plugins(trust)}
     model, optimizer = application.model, application.optimizer
     scheduler = CompressionScheduler(quantizers_of(schedule), model, optimizer, **options)  # type: ignore[arg-type]
+    # A state is the one way in for masks; all else in it is the scheduler's own.
     scheduler.load_state_dict({**scheduler.state_dict(), "masks": masks})
     before = _float(scheduler, application)
     run = Run(application, scheduler, trace, folder, {**(settings or {}), "epochs": 1})
@@ -124,8 +125,10 @@ def _settle(trained: CompressionScheduler) -> dict[str, Any]:
         raise PrunekitError("the model is quantized already: export it as it is, or quantize a run without quantizers")
     with trained.masked():
         values = {p: p.detach().clone() for p in Parameters.of(trained.model).by_name.values()}
+    # Not within `masked()`, which takes back what only the forward pass sees.
     for parameter, value in values.items():
         parameter.detach().copy_(value)
+    # Plain masks from now on: scales and the like are in the weights.
     own = {"kept": None, "forward_only": False, "double_copies": False, "scale": 1.0}
     return {name: {**own, "pruned": mask.clone()} for name, mask in trained.masks.items()}
 

@@ -67,6 +67,7 @@ class Run:
             self.restore(checkpoint)
         self.scheduler.on_train_begin()
         if checkpoint is not None:
+            # Last, because listeners may have drawn numbers when they heard that training begins.
             set_random_states(checkpoint["random"], self.generators(), checkpoint["generators"])
         else:
             self.save()
@@ -130,6 +131,7 @@ class Run:
     def minibatches(self, epoch: int) -> float:
         """Train on every mini-batch; the mean loss."""
         model, optimizer, loader = self.application.model, self.application.optimizer, self.application.train_loader
+        # A sampler of several processes shuffles by the epoch that it is told.
         set_epoch = _or_none(attrgetter("sampler.set_epoch"), loader)
         if set_epoch is not None:
             set_epoch(epoch)
@@ -142,6 +144,7 @@ class Run:
             loss = self.application.loss(model(to_device(inputs, device)), to_device(targets, device))
             self.scheduler.total_loss(loss).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
+            # Summed up on the device: a float for each mini-batch would wait for it each time.
             total += loss.detach()
             number += 1
             if self.on_minibatch is not None:

@@ -66,4 +66,5 @@ def _numbers(bits: ModuleBits) -> dict[str, int | None]:
 
 
 def _quantizes_sums(quantizer: QuantizesModules) -> bool:
+    # Nothing else says so: it is asked about a sum that does not exist.
     return bool(quantizer.bits({"": Quantizable("add", adds=True)}))

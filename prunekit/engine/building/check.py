@@ -59,6 +59,7 @@ class Checker:
         if not self._problems.refuse(wrong, made.place, signature_of(cls).parameters) and usable:
             try:
                 optimizer = self._network.optimizer if self._network else None
+                # A copy of the arguments, so that no component gets hold of the schedule's own.
                 component = POLICIES[spec.kind].make_component(cls, plain(made.args), optimizer)
                 made = replace(made, component=component)
             except ArgumentError as error:
@@ -129,6 +130,7 @@ class Checker:
         if isinstance(component, Accompanied):
             companions = component.companions(owned.parameters, context)
             beside = {name: chosen[selected] for name, selected in companions.items()}
+            # In this order: a companion that is selected itself stays what it is.
             owned = Owned.of(beside | chosen, network)
             context = replace(context, settings=owned.settings, keys=owned.keys)
         if hasattr(component, "check"):
@@ -141,6 +143,7 @@ class Checker:
         if not selectors and made.component is not None:
             keys = " or ".join(repr(a.name) for a in selecting_arguments(made.found.cls, made.spec.kind))
             self._problems.add(made.class_path, f"{made.spec.class_name} selects no parameter; give it {keys}")
+        # Reversed, so that of equal texts the first one stays.
         first = {selector.text: selector for selector in reversed(selectors)}
         names = network.parameters
         selection = select((selector.text for selector in selectors), list(names.by_name), names.aliases)

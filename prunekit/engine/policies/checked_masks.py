@@ -27,6 +27,7 @@ def chosen_masks(
 @contextmanager
 def hands_off(method: str, parameters: Mapping[str, Parameter]) -> Iterator[None]:
     """Whether a component's method has left the weights alone."""
+    # torch counts writes in place; comparing values would take a copy of all weights.
     versions = {name: parameter._version for name, parameter in parameters.items()}
     yield
     for name, parameter in parameters.items():

@@ -85,6 +85,7 @@ class Policy:
                 yield own
         hooks = dict(self.hooks(progress))
         if hooks:
+            # The same object for the same hooks: the bus sees by it that nothing has changed.
             key = tuple(hooks)
             yield self._implementations.setdefault(key, Implementations(self.origin, hooks))
 

@@ -139,6 +139,7 @@ class PruningPolicy(Policy):
     def _is_due(self, progress: Progress) -> bool:
         """Whether the policy's arguments ask for masks before this mini-batch of an active epoch."""
         every = self.args.mini_batch_pruning_frequency
+        # Before the first mini-batch of an epoch masks have just been chosen.
         if every and progress.minibatch > 0 and progress.minibatch_of_run % every == 0:
             return True
         return self.args.skip_first_minibatch and progress.minibatch_of_run == 1

@@ -50,6 +50,7 @@ def write(folder: Path, files: Mapping[str, str]) -> None:
             (unfinished / path).parent.mkdir(parents=True, exist_ok=True)
             (unfinished / path).write_text(text, encoding="utf-8", newline="\n")
         if folder.exists():
+            # It is empty, as was checked; not every system renames onto a folder that is there.
             folder.rmdir()
         unfinished.rename(folder)
     except OSError as error:
@@ -70,6 +71,7 @@ def _check_folder(folder: Path) -> None:
 def requirement() -> str:
     """What a plugin that is made for this prunekit asks for: up to the next major version."""
     version = Version(this_version())
+    # 0.2rc1 comes before 0.2, and would not satisfy `>=0.2`.
     least = version.public if version.is_prerelease else f"{version.major}.{version.minor}"
     return f"prunekit>={least},<{version.major + 1}"
 

@@ -14,6 +14,7 @@ from prunekit.errors import PluginError
 from prunekit.plugins.entry_points import listener_offers, named_offers
 
 _NAME = re.compile(r"[a-z][a-z0-9]*([-_.]+[a-z0-9]+)*", re.IGNORECASE)
+# Also between a small letter and a capital (myPruner), and before the last of several capitals (LRPolicy).
 _BETWEEN_WORDS = re.compile(r"[-_.]+|(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
