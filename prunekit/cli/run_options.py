@@ -53,7 +53,7 @@ def run_options(options: dict[str, Any]) -> RunOptions:
         from prunekit.schedule.schedule import Schedule
         from prunekit.training.checkpoint import load_checkpoint
 
-        # No tensor is read for it: only the settings and the schedule are wanted here.
+        # `mmap`, because only the settings and the schedule are wanted here: no tensor is read.
         checkpoint = load_checkpoint(folder, mmap=True)
         saved = {key: value for key, value in checkpoint["settings"].items() if value is not None}
         if "schedule" not in given:

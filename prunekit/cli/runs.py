@@ -22,7 +22,7 @@ def settings_of(run: Path, **given: Any) -> dict[str, Any]:
     """
     from prunekit.training.checkpoint import load_checkpoint
 
-    # No tensor is read for it.
+    # `mmap`, because only the settings are wanted: no tensor is read.
     saved = load_checkpoint(run, mmap=True)["settings"]
     return {**saved, **{key: value for key, value in given.items() if value is not None}}
 
