@@ -10,8 +10,8 @@ import click
 
 from examples.mnist import lenet5
 from prunekit import Schedule, train
-from prunekit.training.loop import dense_schedule
 from prunekit.training.results import sparsity_of
+from prunekit.training.train import dense_schedule
 
 ROOT = Path(__file__).parents[1]
 SCHEDULE, EPOCHS, SEEDS = "examples/schedules/lenet5_agp.yaml", 14, (0, 1, 2)

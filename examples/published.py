@@ -33,7 +33,7 @@ from examples.models.simplenet import SimpleNet
 from examples.models.vgg_cifar import VGG16Cifar
 from examples.models.word_language_model import WordLanguageModel
 from prunekit import Application, Schedule, ScheduleError, train
-from prunekit.training.loop import default_epochs
+from prunekit.training.train import default_epochs
 
 ROOT = Path(__file__).parents[1]
 EPOCHS, BATCH, BATCHES = 8, 16, 3

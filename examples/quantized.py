@@ -10,8 +10,8 @@ import click
 
 from examples.mnist import resnet20
 from prunekit import Schedule, train
-from prunekit.training.loop import dense_schedule
 from prunekit.training.results import sparsity_of
+from prunekit.training.train import dense_schedule
 
 ROOT = Path(__file__).parents[1]
 SCHEDULES, EPOCHS, SEEDS = ROOT / "examples" / "schedules", 8, (0, 1, 2)

@@ -20,6 +20,6 @@ from prunekit.schedule.specs import ComponentSpec as ComponentSpec, PolicySpec a
 from prunekit.scheduler import CompressionScheduler as CompressionScheduler
 from prunekit.trace import Trace as Trace
 from prunekit.training.application import Application as Application
-from prunekit.training.loop import train as train
+from prunekit.training.loop import TrainingInterrupted as TrainingInterrupted
 from prunekit.training.results import TrainingResult as TrainingResult
-from prunekit.training.run import TrainingInterrupted as TrainingInterrupted
+from prunekit.training.train import train as train

@@ -2,6 +2,8 @@
 
 A window has a unit of its own, the epoch. It is asked with a `Progress`, never with a number, so that whoever asks need
 not know which unit it is: curves take `fraction`, learning rates `time`, the scheduler `begin_hook` and `end_hook`.
+
+Long on purpose: all arithmetic on epochs and mini-batches stands here, so that no other module does any.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ from prunekit.plugins.listeners import given_listeners
 from prunekit.plugins.loading import Plugins, core_entry, load_plugins
 from prunekit.plugins.lock import Lock
 from prunekit.progress import Clock, Progress
-from prunekit.pruning.named import NAMED_KINDS
+from prunekit.pruning.named_kinds import NAMED_KINDS
 from prunekit.quantization.forward import QuantizedForward
 from prunekit.schedule.schedule import Schedule, parse
 from prunekit.schedule.yaml_source import Source

@@ -25,6 +25,11 @@ def test_every_path_on_the_page_is_there() -> None:
     assert [path for path in sorted(paths) if not ((ROOT / path).exists() or (ROOT / "prunekit" / path).exists())] == []
 
 
+def test_every_path_that_contributors_are_told_of_is_there() -> None:
+    paths = re.findall(r"`pytest ([\w/.-]+)`", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+    assert paths and [path for path in paths if not (ROOT / path).exists()] == []
+
+
 def test_two_dozen_changes_have_a_place() -> None:
     rows = re.findall(r"^\| .+? \| (`prunekit/.+?) \|$", PAGE.partition("## Where do I change …?")[2], re.MULTILINE)
     assert len(rows) >= 20

@@ -16,7 +16,7 @@ from prunekit import PluginError
 from prunekit.components import Selectors
 from prunekit.components.arguments import Argument, arguments_of
 from prunekit.components.docstrings import documented_arguments
-from prunekit.components.named import NAMED
+from prunekit.components.named_kind import NAMED
 from prunekit.plugins.entry_points import Offer
 from prunekit.plugins.registry import Registry
 from prunekit.schedule.json_schema import Schema

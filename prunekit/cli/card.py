@@ -37,7 +37,7 @@ def show(name: str, as_json: bool) -> None:
 
 def _print(card: Card) -> None:
     from prunekit.plugins.registry import CORE
-    from prunekit.pruning.named import NAMED_KINDS
+    from prunekit.pruning.named_kinds import NAMED_KINDS
 
     click.echo(f"{card.kind} {card.name}: {card.summary or 'its docstring is empty'}")
     click.echo(f"distribution: {card.distribution} {card.version}".rstrip())

@@ -132,7 +132,7 @@ def _checked(row: Row, offer: Offer) -> Row:
     from prunekit.plugins.contract import must_be_component
     from prunekit.plugins.loading import load_plugins
     from prunekit.plugins.registry import Registry
-    from prunekit.pruning.named import NAMED_KINDS
+    from prunekit.pruning.named_kinds import NAMED_KINDS
 
     if row.state in ("disabled", "incompatible"):
         return row

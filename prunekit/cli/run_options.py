@@ -97,7 +97,7 @@ def _new_run_dir(schedule: Path) -> Path:
 def _default_epochs(schedule: Schedule | Path) -> int:
     from prunekit.schedule.schedule import Schedule, parse
     from prunekit.schedule.yaml_source import Source
-    from prunekit.training.loop import default_epochs
+    from prunekit.training.train import default_epochs
 
     parsed = schedule if isinstance(schedule, Schedule) else parse(Source.from_file(schedule))
     epochs = default_epochs(parsed)

@@ -79,8 +79,8 @@ def _train(
 ) -> TrainingResult:
     from prunekit.cli.display import Display
     from prunekit.errors import PrunekitError
-    from prunekit.training.loop import train as run
-    from prunekit.training.run import TrainingInterrupted
+    from prunekit.training.loop import TrainingInterrupted
+    from prunekit.training.train import train as run
 
     application, epochs = load_application(options.app, options.seed), options.epochs
     with Display(epochs, label) as display:
@@ -119,8 +119,8 @@ def _dense_twin(options: RunOptions) -> Baseline:
     """The dense model: the same application, seed and epochs, under the schedule's learning rates alone."""
     from prunekit.schedule.schedule import Schedule
     from prunekit.training.checkpoint import CHECKPOINT
-    from prunekit.training.loop import dense_schedule
     from prunekit.training.results import Baseline
+    from prunekit.training.train import dense_schedule
 
     schedule = options.schedule if isinstance(options.schedule, Schedule) else Schedule.from_yaml(options.schedule)
     folder = options.run_dir / "dense"

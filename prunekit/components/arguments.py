@@ -18,7 +18,7 @@ import pydantic
 from pydantic import ConfigDict, TypeAdapter
 
 from prunekit.components.kinds import KINDS
-from prunekit.components.named import named_kind
+from prunekit.components.named_kind import named_kind
 from prunekit.components.types import SELECTS_NOTHING
 from prunekit.errors import ArgumentError, did_you_mean, shortened
 

@@ -1,4 +1,7 @@
-"""What hook implementations return: effects on a network, each of them whole in one class."""
+"""What hook implementations return: effects on a network, each of them whole in one class.
+
+Long on purpose: an effect is found, and another one added, here alone; `prunekit.components` offers its name.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ class Network:
 
 
 @dataclass(frozen=True)
-class Told:
+class Announcement:
     """What is told of an effect: a line of the trace, and the hook in which listeners hear of it.
 
     Attributes:
@@ -61,7 +64,7 @@ class Effect(ABC):
 
     @property
     def parameters(self) -> Sequence[str]:
-        """The parameters whose masks or weights it changes: they are put back where the event fails."""
+        """The parameters whose masks or weights it changes: they are put back where a listener fails over it."""
         return ()
 
     @property
@@ -75,7 +78,7 @@ class Effect(ABC):
         return {}
 
     @property
-    def is_pruning(self) -> bool:
+    def falls_with_veto(self) -> bool:
         """Whether it is left undone where masks are vetoed that the same implementation proposed."""
         return bool(self.proposed)
 
@@ -92,15 +95,19 @@ class Effect(ABC):
         """
 
     def remember(self, network: Network) -> Callable[[], None]:
-        """How to put back what it touches besides `parameters`."""
+        """How to put back what it touches besides `parameters`; asked only where listeners hear of an effect."""
         return lambda: None
 
     @abstractmethod
-    def prepare(self, network: Network, origin: Origin) -> Iterator[Told]:
-        """Take the memory that is needed, and touch nothing; iterating over what is returned does it, and tells."""
+    def prepare(self, network: Network, origin: Origin) -> Iterator[Announcement]:
+        """Take the memory that is needed, and touch nothing; iterating over what is returned does it, and tells.
+
+        Weights and masks are changed by `network.masks` alone: with it what is masked stays zero. What an effect reads
+        it reads while it is iterated over, because effects that come before it may have changed it.
+        """
 
     @staticmethod
-    def summed_up(changes: Sequence[MaskChange]) -> Told:
+    def summed_up(changes: Sequence[MaskChange]) -> Announcement:
         """What is told of all of these at the end of an epoch."""
         raise NotImplementedError
 
@@ -153,7 +160,7 @@ class SetMasks(Effect):
             if not isinstance(scale, Real):
                 raise PluginError(f"the scale of {name!r} must be a number, got {shortened(scale)}")
 
-    def prepare(self, network: Network, origin: Origin) -> Iterator[Told]:
+    def prepare(self, network: Network, origin: Origin) -> Iterator[Announcement]:
         flags = {"forward_only": self.forward_only, "double_copies": self.double_copies}
         changes = {
             name: network.masks.prepare_mask(name, mask, scale=self.scales.get(name, 1.0), **flags)
@@ -161,10 +168,10 @@ class SetMasks(Effect):
         }
         return self._carry_out(changes, origin)
 
-    def _carry_out(self, changes: Mapping[str, _Change], origin: Origin) -> Iterator[Told]:
+    def _carry_out(self, changes: Mapping[str, _Change], origin: Origin) -> Iterator[Announcement]:
         yield from _changed("masks changed", changes, origin)
         if self.left_out:
-            yield Told("nothing pruned", {"parameters": list(self.left_out)})
+            yield Announcement("nothing pruned", {"parameters": list(self.left_out)})
 
 
 @dataclass(frozen=True)
@@ -178,20 +185,20 @@ class SetWeights(Effect):
         return tuple(self.values)
 
     @property
-    def is_pruning(self) -> bool:
+    def falls_with_veto(self) -> bool:
         return True  # it makes up for what the masks take away
 
     def must_fit(self, network: Network) -> None:
         network.masks.must_be_values(self.values)
 
-    def prepare(self, network: Network, origin: Origin) -> Iterator[Told]:
+    def prepare(self, network: Network, origin: Origin) -> Iterator[Announcement]:
         return self._carry_out([network.masks.prepare_weights(name, value) for name, value in self.values.items()])
 
-    def _carry_out(self, changes: Sequence[Callable[[], None]]) -> Iterator[Told]:
+    def _carry_out(self, changes: Sequence[Callable[[], None]]) -> Iterator[Announcement]:
         for change in changes:
             change()
         if self.values:
-            yield Told("weights set", {"parameters": list(self.values)})
+            yield Announcement("weights set", {"parameters": list(self.values)})
 
 
 @dataclass(frozen=True)
@@ -211,7 +218,7 @@ class KeepMasks(Effect):
     def must_fit(self, network: Network) -> None:
         network.masks.must_be_names(self.names)
 
-    def prepare(self, network: Network, origin: Origin) -> Iterator[Told]:
+    def prepare(self, network: Network, origin: Origin) -> Iterator[Announcement]:
         # Which of them have masks is known only when the effects before this one are carried out.
         masks = network.masks
         kept = [MaskChange(name, *masks.keep(name), origin) for name in self.names if name in masks]
@@ -232,13 +239,13 @@ class DropMasks(Effect):
     def must_fit(self, network: Network) -> None:
         network.masks.must_be_names(self.names)
 
-    def prepare(self, network: Network, origin: Origin) -> Iterator[Told]:
+    def prepare(self, network: Network, origin: Origin) -> Iterator[Announcement]:
         # As of `KeepMasks`: this is a generator, of which nothing runs before it is iterated over.
         dropped = [name for name in self.names if name in network.masks]
         for name in dropped:
             network.masks.drop(name)
         if dropped:
-            yield Told("masks dropped", {"parameters": dropped}, "debug")
+            yield Announcement("masks dropped", {"parameters": dropped}, "debug")
 
 
 @dataclass(frozen=True)
@@ -263,20 +270,20 @@ class ZeroWeights(Effect):
     def must_fit(self, network: Network) -> None:
         network.masks.must_be_masks(self.masks)
 
-    def prepare(self, network: Network, origin: Origin) -> Iterator[Told]:
+    def prepare(self, network: Network, origin: Origin) -> Iterator[Announcement]:
         if self.keep:
             kept = {name: network.masks.prepare_kept(name, mask) for name, mask in self.masks.items()}
             return _changed("masks kept", kept, origin)
         return self._carry_out([network.masks.prepare_zeros(name, mask) for name, mask in self.masks.items()])
 
-    def _carry_out(self, changes: Sequence[Callable[[], None]]) -> Iterator[Told]:
+    def _carry_out(self, changes: Sequence[Callable[[], None]]) -> Iterator[Announcement]:
         for change in changes:
             change()
         # It is told at the end of the epoch; this line only makes the method a generator.
         yield from ()
 
     @staticmethod
-    def summed_up(changes: Sequence[MaskChange]) -> Told:
+    def summed_up(changes: Sequence[MaskChange]) -> Announcement:
         return _told("weights zeroed", changes)
 
 
@@ -298,7 +305,7 @@ class SetLearningRates(Effect):
         groups = current_groups(optimizer)
         return lambda: set_groups(optimizer, groups)
 
-    def prepare(self, network: Network, origin: Origin) -> Iterator[Told]:
+    def prepare(self, network: Network, origin: Origin) -> Iterator[Announcement]:
         optimizer = _given(network.optimizer)
         # A generator too: nothing is touched before it is iterated over, and no memory is needed beforehand.
         before = learning_rates(optimizer)
@@ -306,7 +313,7 @@ class SetLearningRates(Effect):
         after = learning_rates(optimizer)
         if after != before:
             rates = {"before": before, "after": after}
-            yield Told("learning rate changed", rates, hook="on_learning_rate_changed", arguments=rates)
+            yield Announcement("learning rate changed", rates, hook="on_learning_rate_changed", arguments=rates)
 
 
 @dataclass(frozen=True)
@@ -319,24 +326,26 @@ class ModulesQuantized(Effect):
     def heard_in(self) -> str:
         return "on_modules_quantized"
 
-    def prepare(self, network: Network, origin: Origin) -> Iterator[Told]:
-        yield Told("modules quantized", {"bits": self.bits}, hook="on_modules_quantized", arguments={"bits": self.bits})
+    def prepare(self, network: Network, origin: Origin) -> Iterator[Announcement]:
+        yield Announcement(
+            "modules quantized", {"bits": self.bits}, hook="on_modules_quantized", arguments={"bits": self.bits}
+        )
 
 
 _Change = Callable[[], tuple[float, float]]
 """Changes one parameter, and says its sparsity before and after."""
 
 
-def _changed(event: str, changes: Mapping[str, _Change], origin: Origin) -> Iterator[Told]:
+def _changed(event: str, changes: Mapping[str, _Change], origin: Origin) -> Iterator[Announcement]:
     done = [MaskChange(name, *change(), origin) for name, change in changes.items()]
     if done:
         yield _told(event, done)
 
 
-def _told(event: str, changes: Sequence[MaskChange]) -> Told:
+def _told(event: str, changes: Sequence[MaskChange]) -> Announcement:
     sparsity = {change.parameter: [change.sparsity_before, change.sparsity_after] for change in changes}
     values, arguments = {"sparsity": sparsity}, {"changes": changes}
-    return Told(event, values, hook="on_masks_changed", arguments=arguments, changes=changes)
+    return Announcement(event, values, hook="on_masks_changed", arguments=arguments, changes=changes)
 
 
 def _given(optimizer: Optimizer | None) -> Optimizer:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from torch import Tensor
 
-from prunekit.components.effects import Effect, Told
+from prunekit.components.effects import Announcement, Effect
 from prunekit.components.loss_term import LossTerm
 from prunekit.components.origin import MaskChange, Origin
 from prunekit.model.masks import Masks
@@ -44,7 +44,7 @@ class EpochSums:
             if name not in before:
                 before[name] = masks.sparsity(name)
 
-    def told(self, masks: Masks) -> Iterator[tuple[Origin, str, Told]]:
+    def told(self, masks: Masks) -> Iterator[tuple[Origin, str, Announcement]]:
         """By whose hand, in which hook, and what became of the parameters since."""
         for (origin, hook, effect), before in self._before.items():
             changes = [MaskChange(name, was, masks.sparsity(name), origin) for name, was in before.items()]

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
-from prunekit.components.effects import Effect, Network, Told, effect_names
+from prunekit.components.effects import Announcement, Effect, Network, effect_names
 from prunekit.components.loss_term import LossTerm
 from prunekit.components.origin import MaskChange, Origin, Result
 from prunekit.engine.bus import EventBus
@@ -135,7 +135,7 @@ class Ledger:
         # All are checked before the first is asked about.
         planned = list(planned)
         vetoed = {plan.cause.origin for plan in planned if plan.effect.proposed and self._is_vetoed(plan)}
-        return [plan for plan in planned if not (plan.effect.is_pruning and plan.cause.origin in vetoed)]
+        return [plan for plan in planned if not (plan.effect.falls_with_veto and plan.cause.origin in vetoed)]
 
     def _is_vetoed(self, plan: _Planned) -> bool:
         """Whether somebody keeps masks from being set; whose reason it was stands in the trace."""
@@ -151,7 +151,7 @@ class Ledger:
         self.trace.info("pruning vetoed", **cause.keys, **details)
         return True
 
-    def _prepared(self, plan: _Planned, network: Network) -> Iterator[Told]:
+    def _prepared(self, plan: _Planned, network: Network) -> Iterator[Announcement]:
         with self._blaming(plan.cause.hook, plan.cause.origin):
             return plan.effect.prepare(network, plan.cause.origin)
 
@@ -170,10 +170,10 @@ class Ledger:
 
     # What is done
 
-    def _carry_out(self, plan: _Planned, steps: Iterator[Told]) -> list[Told]:
+    def _carry_out(self, plan: _Planned, steps: Iterator[Announcement]) -> list[Announcement]:
         """One effect, and each step is told as it is done."""
         cause = plan.cause
-        done: list[Told] = []
+        done: list[Announcement] = []
         if plan.effect.is_summed_up:
             self._sums.expect(plan.effect, cause.origin, cause.hook, self.masks)
         while True:
@@ -185,7 +185,7 @@ class Ledger:
             done.append(told)
             self._tell(told, cause)
 
-    def _tell(self, told: Told, cause: _Cause) -> None:
+    def _tell(self, told: Announcement, cause: _Cause) -> None:
         getattr(self.trace, told.level)(told.event, **cause.keys, **told.values)
         if told.hook:
             self.bus.fire(told.hook, **told.arguments, progress=cause.progress)
@@ -198,7 +198,7 @@ class Ledger:
             undo()
             self.trace.warning("effects undone", hook=hook, **progress.trace_keys())
 
-    def _keep_account(self, told: Told, epoch: int) -> None:
+    def _keep_account(self, told: Announcement, epoch: int) -> None:
         """The first and the last change by each origin are enough to say who pruned a tensor, and when."""
         for change in told.changes:
             history = self.changes.setdefault(change.parameter, [])

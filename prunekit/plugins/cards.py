@@ -19,7 +19,7 @@ from prunekit.plugins.hooks import hook_names
 from prunekit.plugins.listeners import Listener
 from prunekit.plugins.loading import Plugins
 from prunekit.plugins.registry import Found
-from prunekit.pruning.named import NAMED_KINDS
+from prunekit.pruning.named_kinds import NAMED_KINDS
 
 
 @dataclass(frozen=True)

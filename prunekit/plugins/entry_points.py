@@ -11,10 +11,10 @@ import importlib_metadata as metadata
 from packaging.utils import canonicalize_name
 
 from prunekit.components.kinds import KINDS, Kind
-from prunekit.components.named import NamedKind
+from prunekit.components.named_kind import NamedKind
 from prunekit.errors import PluginError, did_you_mean
 from prunekit.plugins.lock import Entry, hash_of
-from prunekit.pruning.named import NAMED_KINDS
+from prunekit.pruning.named_kinds import NAMED_KINDS
 
 _Distribution = Any  # what importlib-metadata calls it differs from version to version
 LISTENERS = "prunekit"

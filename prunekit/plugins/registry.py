@@ -10,12 +10,12 @@ from typing import Any, Protocol
 from packaging.utils import canonicalize_name
 
 from prunekit.components.kinds import KINDS, Kind
-from prunekit.components.named import NamedKind
+from prunekit.components.named_kind import NamedKind
 from prunekit.errors import PluginError, did_you_mean, nearest
 from prunekit.plugins.entry_points import ALL_KINDS, Offer, named_offers, stray_offers, this_version
 from prunekit.plugins.lock import Entry, hash_of, hash_of_source
 from prunekit.plugins.trust import Trust
-from prunekit.pruning.named import NAMED_KINDS
+from prunekit.pruning.named_kinds import NAMED_KINDS
 
 CORE = "prunekit"
 """Whose what prunekit itself has is, for names such as `prunekit:cubic`."""

@@ -10,7 +10,7 @@ from typing import Annotated
 from pydantic import Field
 
 from prunekit.components.context import Context
-from prunekit.components.named import ByName, NamedKind, takes
+from prunekit.components.named_kind import ByName, NamedKind, takes
 from prunekit.components.types import Sparsity
 from prunekit.errors import ArgumentError
 

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor
 
 from prunekit.components.context import Context
-from prunekit.components.named import ByName, NamedKind
+from prunekit.components.named_kind import ByName, NamedKind
 from prunekit.components.types import NonNegativeInt, PositiveInt
 from prunekit.errors import ArgumentError
 from prunekit.model.parameters import transposed
@@ -28,6 +28,9 @@ class Groups:
         inside: the dimensions of `view` within a group.
 
     Groups count in the row-major order of the dimensions that stay. Scores and choices are flat: [number].
+
+    What can't be said by a view, such as diagonals, is a subclass with a `number`, `size`, `sum`, `norm` and `spread`
+    of its own; all other methods are made of these.
     """
 
     shape: tuple[int, ...]
@@ -46,11 +49,11 @@ class Groups:
 
     def l1(self, tensor: Tensor) -> Tensor:
         """The sum of magnitudes in each group."""
-        return self._norm(tensor, 1)
+        return self.norm(tensor, 1)
 
     def l2(self, tensor: Tensor) -> Tensor:
         """The L2 norm of each group."""
-        return self._norm(tensor, 2)
+        return self.norm(tensor, 2)
 
     def mean_abs(self, tensor: Tensor) -> Tensor:
         """The mean magnitude of each group."""
@@ -58,7 +61,7 @@ class Groups:
 
     def max_abs(self, tensor: Tensor) -> Tensor:
         """The largest magnitude in each group."""
-        return self._norm(tensor, math.inf)
+        return self.norm(tensor, math.inf)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of each group."""
@@ -71,7 +74,8 @@ class Groups:
         thin = [1 if d in self.inside else size for d, size in enumerate(self.view)]
         return values.reshape(thin).expand(self.view).reshape(self.shape)
 
-    def _norm(self, tensor: Tensor, order: float) -> Tensor:
+    def norm(self, tensor: Tensor, order: float) -> Tensor:
+        """The norm of each group: of order 1 the sum of magnitudes, 2 the L2 norm, infinity the largest magnitude."""
         # In 32 bits or more: in bfloat16 whole filters would tie.
         # torch refuses to say which of no elements is the largest.
         if not tensor.numel():
@@ -100,7 +104,7 @@ class Granularity(Protocol):
 
 
 @dataclass(frozen=True)
-class Named:
+class KeepsDimensions:
     """Groups by a name of the schedule language: all elements that share their index in the dimensions `keeps`."""
 
     name: str
@@ -189,14 +193,14 @@ _CACHED = 1 << 16
 """So many numbers stay in a core's cache between two looks at them."""
 _FILTERS = ("one output filter of a convolution", (0,), 3, _MANY)
 _ALL = (
-    Named("Elements", "one weight", tuple(range(_MANY)), 0, _MANY),
-    Named("2D", "one kernel: the weights between an input and an output channel", (0, 1), 4, 4),
-    Named("3D", *_FILTERS),
-    Named("Filters", *_FILTERS),
-    Named("4D", "a whole convolution", (), 4, 4),
-    Named("Channels", "one input channel of a convolution", (1,), 3, _MANY),
-    Named("Rows", "one row of a matrix: an output", (0,), 2, 2),
-    Named("Cols", "one column of a matrix: an input", (1,), 2, 2),
+    KeepsDimensions("Elements", "one weight", tuple(range(_MANY)), 0, _MANY),
+    KeepsDimensions("2D", "one kernel: the weights between an input and an output channel", (0, 1), 4, 4),
+    KeepsDimensions("3D", *_FILTERS),
+    KeepsDimensions("Filters", *_FILTERS),
+    KeepsDimensions("4D", "a whole convolution", (), 4, 4),
+    KeepsDimensions("Channels", "one input channel of a convolution", (1,), 3, _MANY),
+    KeepsDimensions("Rows", "one row of a matrix: an output", (0,), 2, 2),
+    KeepsDimensions("Cols", "one column of a matrix: an input", (1,), 2, 2),
 )
 GRANULARITIES: Mapping[str, Granularity] = {granularity.name: granularity for granularity in _ALL}
 """Every granularity of prunekit by its name in a schedule."""
@@ -256,7 +260,7 @@ def fitting(tensor: Tensor, names: Iterable[str]) -> list[str]:
 
 def has_direction(granularity: Granularity) -> bool:
     """Whether the name of a granularity means outputs, or inputs, and would mislead where these are turned round."""
-    return isinstance(granularity, Named) and len({0, 1}.intersection(granularity.keeps)) == 1
+    return isinstance(granularity, KeepsDimensions) and len({0, 1}.intersection(granularity.keeps)) == 1
 
 
 def check_group_types(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from torch import Tensor
 
-from prunekit.components.named import ByName, NamedKind, takes
+from prunekit.components.named_kind import ByName, NamedKind, takes
 from prunekit.pruning.granularity import Groups
 
 Ranking = Callable[[Tensor, Groups], Tensor]

@@ -10,10 +10,10 @@ from urllib.parse import quote
 from prunekit.components.arguments import json_schema
 from prunekit.components.docstrings import documented_arguments, summary
 from prunekit.components.kinds import KINDS, Kind
-from prunekit.components.named import NAMED
+from prunekit.components.named_kind import NAMED
 from prunekit.errors import PluginError
 from prunekit.plugins.registry import Found, Registry
-from prunekit.pruning.named import NAMED_KINDS
+from prunekit.pruning.named_kinds import NAMED_KINDS
 from prunekit.schedule.language import VERSION
 from prunekit.schedule.window_keys import window_schema
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from prunekit.components.arguments import Argument, arguments_of, check_value
-from prunekit.components.named import named_kind
+from prunekit.components.named_kind import named_kind
 from prunekit.errors import PluginError
 from prunekit.quantization.bits import BitsQuantizer
 

@@ -20,6 +20,7 @@ from prunekit.errors import ScheduleError
 from prunekit.plugins.loading import Plugins
 from prunekit.plugins.registry import Registry
 from prunekit.progress import Window
+from prunekit.pruning.curves import CURVES
 from prunekit.schedule.schedule import Schedule
 from prunekit.schedule.specs import ComponentSpec, PolicySpec
 from prunekit.scheduler import CompressionScheduler
@@ -214,7 +215,7 @@ class RankedCountTests(RankedPrunerTests):
         assert [len(now) for now in gone] == counts
         assert all(before <= after for before, after in pairwise(gone))
 
-    @pytest.mark.parametrize("curve", ["cubic", "linear", "exponential", "one-shot"])
+    @pytest.mark.parametrize("curve", CURVES)
     def test_gradually_none_comes_back_among_equal_groups_and_in_multiples(self, curve: str) -> None:
         for size, (values, final) in zip([1, 2, 3] * 7, some_values(), strict=True):
             keys: dict[str, Any] = {

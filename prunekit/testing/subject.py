@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from prunekit.components.arguments import arguments_of, check_arguments
 from prunekit.components.kinds import EXTENSION, PRUNER, QUANTIZER, REGULARIZER
-from prunekit.components.named import named_kind
+from prunekit.components.named_kind import named_kind
 from prunekit.engine.learning_rate import LearningRateSchedule
 from prunekit.errors import ArgumentError, PluginError, did_you_mean
 from prunekit.plugins.contract import must_be_component
@@ -25,7 +25,7 @@ from prunekit.plugins.hooks import hook_names
 from prunekit.plugins.listeners import Listener
 from prunekit.plugins.loading import load_plugins
 from prunekit.plugins.registry import Found, built_in
-from prunekit.pruning.named import NAMED_KINDS
+from prunekit.pruning.named_kinds import NAMED_KINDS
 from prunekit.testing.examples import example_arguments
 
 

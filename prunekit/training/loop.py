@@ -1,123 +1,246 @@
-"""The loop behind `prunekit train`, also usable from Python."""
+"""The loop behind `prunekit train`: epochs that are trained, evaluated and saved, and what came of them."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from prunekit.components.kinds import KINDS, LR_SCHEDULER
-from prunekit.errors import PrunekitError, StateError
-from prunekit.plugins.loading import load_plugins
-from prunekit.plugins.trust import Trust
-from prunekit.schedule.schedule import Schedule
+from prunekit.components.origin import Origin
+from prunekit.errors import StateError
+from prunekit.model.optimizer import learning_rates
+from prunekit.model.parameter_mask import count_nonzero
+from prunekit.model.parameters import Parameters
+from prunekit.plugins.lock import LOCK, Lock
 from prunekit.scheduler import CompressionScheduler
-from prunekit.trace import FILE_NAME, Level, Trace
-from prunekit.training.application import Application
-from prunekit.training.checkpoint import (
-    CHECKPOINT,
-    load_checkpoint,
-)
-from prunekit.training.results import EpochResult, MinibatchResult, TrainingResult
-from prunekit.training.run import Run, Warnings
+from prunekit.trace import Trace
+from prunekit.training.application import Application, device_of, evaluate, to_device
+from prunekit.training.checkpoint import CHECKPOINT, random_states, replace_file, seed_everything, set_random_states
+from prunekit.training.results import Baseline, Change, EpochResult, MinibatchResult, ParameterResult, TrainingResult
 
 
-def train(
-    application: Application,
-    schedule: Schedule | str | Path | Mapping[str, Any],
-    epochs: int,
-    *,
-    run_dir: str | Path | None = None,
-    seed: int | None = None,
-    device: str | torch.device | None = None,
-    trace_level: Level = "info",
-    resume: bool = False,
-    trust: Trust | None = None,
-    listeners: Sequence[object] = (),
-    settings: Mapping[str, Any] | None = None,
-    on_epoch: Callable[[EpochResult], None] | None = None,
-    on_minibatch: Callable[[MinibatchResult], None] | None = None,
-    on_warning: Callable[[str], None] | None = None,
-) -> TrainingResult:
-    """Train an application's model under a schedule.
+class TrainingInterrupted(KeyboardInterrupt):
+    """Ctrl-C in the middle of a run; its folder holds a checkpoint of the state after `epochs_done` epochs."""
 
-    Args:
-        application: model, optimizer, data and loss; changed in place.
-        schedule: the schedule, or the YAML file or dict to read it from.
-        epochs: the length of the run.
-        run_dir: the folder for trace, checkpoints (one before the first epoch and one after each) and result.
-            Without it nothing is written.
-        seed: for the random numbers of torch, numpy and Python, set before training; None leaves them as they are.
-        device: where to train; where the model is, by default.
-        trace_level: at `debug` each hook implementation leaves a line.
-        resume: continue from the checkpoint in `run_dir`, bit for bit as if never stopped.
-        trust: which plugins may be loaded; all that are installed, by default.
-        listeners: objects, modules or classes with hook implementations, which run after those that are installed.
-        settings: plain data to keep in the checkpoint, for whoever resumes.
-        on_epoch: called after each epoch.
-        on_minibatch: called after each mini-batch.
-        on_warning: called with each warning; Python's `warnings` by default.
-
-    Raises:
-        ScheduleError: every problem in the schedule and in how it fits the model; nothing has been trained or written.
-        StateError: there is no checkpoint to resume from, or it belongs to another run.
-        PrunekitError: the folder already holds another run.
-        TrainingInterrupted: Ctrl-C (a KeyboardInterrupt); the trace's last line says where.
-    """
-    folder = None if run_dir is None else Path(run_dir)
-    checkpoint = _checkpoint(folder, resume)
-    warn = Warnings(on_warning or (lambda text: warnings.warn(text, stacklevel=4)))
-    trace = Trace(folder, trace_level, logger=warn)
-    if device is not None:
-        application.model.to(device)
-    options = {"epochs": epochs, "trace": trace, "plugins": load_plugins(trust), "listeners": listeners}
-    scheduler = _scheduler(schedule, application, **options)
-    run = Run(application, scheduler, trace, folder, {**(settings or {}), "epochs": epochs, "seed": seed})
-    run.on_epoch, run.on_minibatch = on_epoch, on_minibatch
-    with run.watched():
-        run.begin(checkpoint, seed)
-        return run.until(epochs)
+    def __init__(self, epoch: int, minibatch: int, epochs_done: int) -> None:
+        super().__init__(f"interrupted in epoch {epoch}, mini-batch {minibatch}")
+        self.epoch, self.minibatch, self.epochs_done = epoch, minibatch, epochs_done
 
 
-def default_epochs(schedule: Schedule) -> int | None:
-    """The length of a run that nobody has said: up to the end of the last pruner, regularizer or quantizer policy.
+class Run:
+    """One run: its parts, and what has come of it so far."""
 
-    It is long enough for every policy to act once. Policies of learning rates often end long after the run; their end
-    counts where there are no others.
-    """
-    deciding = [policy for policy in schedule.policies if KINDS[policy.kind].decides_length]
-    lengths = [policy.window.epochs_to_end for policy in deciding or schedule.policies]
-    lengths += [policy.window.epochs_to_act for policy in schedule.policies]
-    return max((length for length in lengths if length is not None), default=None)
+    on_epoch: Callable[[EpochResult], None] | None = None
+    on_minibatch: Callable[[MinibatchResult], None] | None = None
+
+    def __init__(
+        self,
+        application: Application,
+        scheduler: CompressionScheduler,
+        trace: Trace,
+        folder: Path | None,
+        settings: Mapping[str, Any],
+    ) -> None:
+        self.application, self.scheduler, self.trace = application, scheduler, trace
+        self.folder, self.settings = folder, dict(settings)
+        self.history: list[EpochResult] = []
+        self.done, self.seconds_before, self.started = 0, 0.0, time.perf_counter()
+
+    def begin(self, checkpoint: Mapping[str, Any] | None, seed: int | None) -> None:
+        """Take up a checkpoint, or write the first."""
+        if checkpoint is None and seed is not None:
+            seed_everything(seed)
+        if checkpoint is not None:
+            self.restore(checkpoint)
+        self.scheduler.on_train_begin()
+        if checkpoint is not None:
+            # Last, because listeners may have drawn numbers when they heard that training begins.
+            set_random_states(checkpoint["random"], self.generators(), checkpoint["generators"])
+        else:
+            self.save()
+        self.lock()
+
+    def lock(self) -> None:
+        """Keep, or compare, what the run's plugins are."""
+        if self.folder is None:
+            return
+        path, now = self.folder / LOCK, self.scheduler.lock()
+        if path.exists():
+            for entry in now.entries:
+                if objection := Lock.read(path).objection(entry):
+                    self.trace.warning("plugin changed", plugin=str(entry), difference=objection)
+        else:
+            now.write(path)
+
+    def until(self, epochs: int) -> TrainingResult:
+        """The epochs that are left, and the end."""
+        for epoch in range(self.done, epochs):
+            self.epoch(epoch)
+        self.scheduler.on_train_end()
+        result = self.result()
+        result.write()
+        return result
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """The trace's last line says where the run was when it could not go on."""
+        try:
+            yield
+        except KeyboardInterrupt as interrupt:
+            now = self.scheduler.progress
+            self.trace.info("training interrupted", **now.trace_keys())
+            raise TrainingInterrupted(now.epoch, now.minibatch, self.done) from interrupt
+        except Exception as error:
+            now, text = self.scheduler.progress, f"{type(error).__name__}: {error}"
+            self.trace.error("training failed", **now.trace_keys(), error=text)
+            raise
+
+    def epoch(self, epoch: int) -> None:
+        """Train, evaluate, save. The explicit events, because a checkpoint belongs between two epochs."""
+        start = time.perf_counter()
+        self.scheduler.on_epoch_begin(epoch)
+        rate = learning_rates(self.application.optimizer)[0]
+        train_loss = self.minibatches(epoch)
+        with self.scheduler.masked():
+            evaluation = evaluate(self.application)
+        metrics = {"min": evaluation.loss}
+        if evaluation.accuracy is not None:
+            metrics["max"] = evaluation.accuracy
+        self.scheduler.on_epoch_end(epoch, metrics)
+        sparsity, seconds = self.scheduler.sparsity(), time.perf_counter() - start
+        result = EpochResult(epoch, train_loss, evaluation.loss, evaluation.accuracy, rate, sparsity, seconds)
+        self.history.append(result)
+        self.done = self.scheduler.progress.next_epoch
+        self.save()
+        if self.on_epoch is not None:
+            self.on_epoch(result)
+
+    def minibatches(self, epoch: int) -> float:
+        """Train on every mini-batch; the mean loss."""
+        model, optimizer, loader = self.application.model, self.application.optimizer, self.application.train_loader
+        # A sampler of several processes shuffles by the epoch that it is told.
+        set_epoch = _or_none(attrgetter("sampler.set_epoch"), loader)
+        if set_epoch is not None:
+            set_epoch(epoch)
+        model.train()
+        device = device_of(model)
+        total, number = torch.zeros((), device=device), 0
+        sparsity = self.scheduler.sparsity() if self.on_minibatch is not None else 0.0
+        for inputs, targets in self.scheduler.minibatches(loader):
+            optimizer.zero_grad()
+            loss = self.application.loss(model(to_device(inputs, device)), to_device(targets, device))
+            self.scheduler.total_loss(loss).backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            # Summed up on the device: a float for each mini-batch would wait for it each time.
+            total += loss.detach()
+            number += 1
+            if self.on_minibatch is not None:
+                of = self.scheduler.progress.minibatches_per_epoch
+                self.on_minibatch(MinibatchResult(epoch, number - 1, of, sparsity, total, optimizer))
+        return float(total) / number if number else math.nan
+
+    def result(self) -> TrainingResult:
+        """What came of all."""
+        quantized = self.scheduler.quantized
+        with self.scheduler.masked():
+            evaluation = evaluate(self.application)
+            parameters = tuple(
+                ParameterResult(name, tuple(p.shape), p.numel(), count_nonzero(quantized.read(p)), self.changes(name))
+                for name, p in Parameters.of(self.application.model).by_name.items()
+            )
+        return TrainingResult(
+            evaluation.loss,
+            evaluation.accuracy,
+            self.dense(),
+            parameters,
+            tuple(self.history),
+            self.seconds(),
+            self.folder,
+            self.settings,
+        )
+
+    def changes(self, name: str) -> tuple[Change, ...]:
+        """By whose hand a parameter was pruned."""
+        epochs: dict[Origin, list[int]] = {}
+        for epoch, change in self.scheduler.changes.get(name, ()):
+            epochs.setdefault(change.origin, []).append(epoch)
+        return tuple(
+            Change(origin.component, origin.policy, origin.plugin, origin.version, min(when), max(when))
+            for origin, when in epochs.items()
+        )
+
+    def dense(self) -> Baseline | None:
+        """The last evaluation before the first weight was pruned."""
+        changes = [entry for entries in self.scheduler.changes.values() for entry in entries]
+        first = min((epoch for epoch, c in changes if c.sparsity_after > c.sparsity_before), default=self.done)
+        before = [result for result in self.history if result.epoch < first]
+        return Baseline(before[-1].loss, before[-1].accuracy, before[-1].epoch) if before else None
+
+    def seconds(self) -> float:
+        """Since the run began, without the time between an interruption and its resumption."""
+        return self.seconds_before + time.perf_counter() - self.started
+
+    def save(self) -> None:
+        """Write the checkpoint; one that is there already stays whole until the new one is."""
+        if self.folder is None:
+            return
+        state = {
+            "model": self.application.model.state_dict(),
+            "optimizer": self.application.optimizer.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "epoch": self.done,
+            "random": random_states(),
+            "generators": [generator.get_state() for generator in self.generators()],
+            "history": [asdict(result) for result in self.history],
+            "seconds": self.seconds(),
+            "settings": self.settings,
+        }
+        self.folder.mkdir(parents=True, exist_ok=True)
+        replace_file(self.folder / CHECKPOINT, lambda path: torch.save(state, path))
+
+    def restore(self, checkpoint: Mapping[str, Any]) -> None:
+        """Everything but the random numbers, which come last."""
+        try:
+            self.application.model.load_state_dict(checkpoint["model"])
+            self.application.optimizer.load_state_dict(checkpoint["optimizer"])
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise StateError(f"the checkpoint does not fit the application: {error}") from error
+        self.scheduler.load_state_dict(checkpoint["scheduler"])
+        self.history = [EpochResult(**result) for result in checkpoint["history"]]
+        self.done, self.seconds_before = checkpoint["epoch"], checkpoint["seconds"]
+
+    def generators(self) -> list[torch.Generator]:
+        """The random number generators that the loaders and their samplers have of their own, each once."""
+        loaders = (self.application.train_loader, self.application.test_loader)
+        places = ("generator", "sampler.generator", "batch_sampler.sampler.generator")
+        found = [_or_none(attrgetter(place), loader) for loader in loaders for place in places]
+        return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
 
 
-def dense_schedule(schedule: Schedule) -> Schedule:
-    """What a dense twin is trained under: the schedule's learning rates and nothing else."""
-    components = [spec for spec in schedule.components if spec.kind == LR_SCHEDULER.name]
-    return Schedule(components, [policy for policy in schedule.policies if policy.kind == LR_SCHEDULER.name])
+class Warnings:
+    """A logger that tells the user of warnings; all else is in the run's folder."""
+
+    def __init__(self, on_warning: Callable[[str], None]) -> None:
+        self.on_warning = on_warning
+
+    def warning(self, event: str, **values: Any) -> None:
+        details = ", ".join(f"{key} {value!r}" for key, value in values.items())
+        self.on_warning(str(values.get("problem", f"{event}: {details}")))
+
+    def debug(self, event: str, **values: Any) -> None: ...
+
+    info = error = debug
 
 
-def _checkpoint(folder: Path | None, resume: bool) -> dict[str, Any] | None:
-    if resume and folder is None:
-        raise StateError("no run to resume: run_dir says where")
-    if folder is None:
+def _or_none(place: Callable[[Any], Any], holder: Any) -> Any:
+    try:
+        return place(holder)
+    except AttributeError:
         return None
-    if resume:
-        return load_checkpoint(folder)
-    if (folder / CHECKPOINT).exists() or (folder / FILE_NAME).exists():
-        raise PrunekitError(f"{str(folder)!r} already holds a run; resume it or choose another folder")
-    return None
-
-
-def _scheduler(
-    schedule: Schedule | str | Path | Mapping[str, Any], application: Application, **options: Any
-) -> CompressionScheduler:
-    model, optimizer = application.model, application.optimizer
-    if isinstance(schedule, Schedule):
-        return CompressionScheduler(schedule, model, optimizer, **options)
-    if isinstance(schedule, Mapping):
-        return CompressionScheduler.from_dict(schedule, model, optimizer, **options)
-    return CompressionScheduler.from_yaml(schedule, model, optimizer, **options)

@@ -27,8 +27,8 @@ from prunekit.scheduler import CompressionScheduler
 from prunekit.trace import FILE_NAME, Trace
 from prunekit.training.application import Application, device_of, evaluate, to_device
 from prunekit.training.checkpoint import CHECKPOINT
+from prunekit.training.loop import Run, Warnings
 from prunekit.training.results import Baseline, EpochResult, TrainingResult
-from prunekit.training.run import Run, Warnings
 
 
 def quantize(

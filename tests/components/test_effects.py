@@ -26,7 +26,7 @@ from prunekit.components import (
     SetWeights,
     ZeroWeights,
 )
-from prunekit.components.effects import Network, Told, effect_names
+from prunekit.components.effects import Announcement, Network, effect_names
 from prunekit.components.origin import Origin
 from prunekit.model.masks import Masks
 
@@ -240,10 +240,12 @@ def test_a_new_effect_is_one_class() -> None:
         def heard_in(self) -> str:
             return "on_loss_terms"
 
-        def prepare(self, network: Network, origin: Origin) -> Iterator[Told]:
+        def prepare(self, network: Network, origin: Origin) -> Iterator[Announcement]:
             values = network.parameters[self.name].detach()
             values.mul_(2)
-            yield Told("doubled", {"parameter": self.name}, hook="on_loss_terms", arguments={"means": {self.name: 2}})
+            yield Announcement(
+                "doubled", {"parameter": self.name}, hook="on_loss_terms", arguments={"means": {self.name: 2}}
+            )
 
     class Hears:
         fail = False

@@ -26,7 +26,7 @@ from prunekit.plugins.scaffold import create_plugin, files
 from prunekit.plugins.scaffold.names import Names
 from prunekit.testing import application
 from prunekit.trace import read
-from prunekit.training.loop import train
+from prunekit.training.train import train
 
 NAMES = {
     "pruner": "MyPruner",

@@ -22,9 +22,9 @@ from prunekit.plugins.lock import LOCK
 from prunekit.trace import read
 from prunekit.training.application import Application, evaluate
 from prunekit.training.checkpoint import CHECKPOINT, load_checkpoint, seed_everything
-from prunekit.training.loop import default_epochs, dense_schedule, train
+from prunekit.training.loop import TrainingInterrupted
 from prunekit.training.results import RESULT, Baseline, Change, MinibatchResult
-from prunekit.training.run import TrainingInterrupted
+from prunekit.training.train import default_epochs, dense_schedule, train
 
 
 class Noisy(Dataset[tuple[Tensor, Tensor]]):
@@ -191,7 +191,7 @@ def test_evaluation_sees_the_masks_that_only_the_forward_pass_has() -> None:
 @pytest.fixture
 def no_listeners(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody but prunekit writes into a run's folder, whoever else may be installed."""
-    monkeypatch.setattr("prunekit.training.loop.load_plugins", lambda trust: without_listeners())
+    monkeypatch.setattr("prunekit.training.train.load_plugins", lambda trust: without_listeners())
 
 
 def test_a_run_leaves_a_trace_a_checkpoint_and_its_result(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from prunekit.components.arguments import arguments_of
-from prunekit.components.named import NamedKind, named_kind
+from prunekit.components.named_kind import NamedKind, named_kind
 from prunekit.engine.checked import FoundComponent, Used
 from prunekit.engine.problems import Problems
 from prunekit.errors import PluginError

@@ -26,11 +26,11 @@ from prunekit import (
     load_plugins,
 )
 from prunekit.cli.group import prunekit
-from prunekit.components.named import takes
+from prunekit.components.named_kind import takes
 from prunekit.engine.building.build import build
 from prunekit.plugins.registry import Registry
 from prunekit.pruning import CURVE, CURVES, GRANULARITY, RANKING, GradualSparsity
-from prunekit.pruning.named import NAMED_KINDS
+from prunekit.pruning.named_kinds import NAMED_KINDS
 from prunekit.schedule.json_schema import schema_document
 from prunekit.testing import LawsBroken, check_component
 from prunekit.trace import read

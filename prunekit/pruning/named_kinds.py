@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from prunekit.components.named import NamedKind
+from prunekit.components.named_kind import NamedKind
 from prunekit.pruning.curves import CURVE
 from prunekit.pruning.granularity import GRANULARITY
 from prunekit.pruning.rankings import RANKING

@@ -1,0 +1,120 @@
+"""`prunekit.train`: a run is put together and checked, then its loop begins."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prunekit.components.kinds import KINDS, LR_SCHEDULER
+from prunekit.errors import PrunekitError, StateError
+from prunekit.plugins.loading import load_plugins
+from prunekit.plugins.trust import Trust
+from prunekit.schedule.schedule import Schedule
+from prunekit.scheduler import CompressionScheduler
+from prunekit.trace import FILE_NAME, Level, Trace
+from prunekit.training.application import Application
+from prunekit.training.checkpoint import CHECKPOINT, load_checkpoint
+from prunekit.training.loop import Run, Warnings
+from prunekit.training.results import EpochResult, MinibatchResult, TrainingResult
+
+
+def train(
+    application: Application,
+    schedule: Schedule | str | Path | Mapping[str, Any],
+    epochs: int,
+    *,
+    run_dir: str | Path | None = None,
+    seed: int | None = None,
+    device: str | torch.device | None = None,
+    trace_level: Level = "info",
+    resume: bool = False,
+    trust: Trust | None = None,
+    listeners: Sequence[object] = (),
+    settings: Mapping[str, Any] | None = None,
+    on_epoch: Callable[[EpochResult], None] | None = None,
+    on_minibatch: Callable[[MinibatchResult], None] | None = None,
+    on_warning: Callable[[str], None] | None = None,
+) -> TrainingResult:
+    """Train an application's model under a schedule.
+
+    Args:
+        application: model, optimizer, data and loss; changed in place.
+        schedule: the schedule, or the YAML file or dict to read it from.
+        epochs: the length of the run.
+        run_dir: the folder for trace, checkpoints (one before the first epoch and one after each) and result.
+            Without it nothing is written.
+        seed: for the random numbers of torch, numpy and Python, set before training; None leaves them as they are.
+        device: where to train; where the model is, by default.
+        trace_level: at `debug` each hook implementation leaves a line.
+        resume: continue from the checkpoint in `run_dir`, bit for bit as if never stopped.
+        trust: which plugins may be loaded; all that are installed, by default.
+        listeners: objects, modules or classes with hook implementations, which run after those that are installed.
+        settings: plain data to keep in the checkpoint, for whoever resumes.
+        on_epoch: called after each epoch.
+        on_minibatch: called after each mini-batch.
+        on_warning: called with each warning; Python's `warnings` by default.
+
+    Raises:
+        ScheduleError: every problem in the schedule and in how it fits the model; nothing has been trained or written.
+        StateError: there is no checkpoint to resume from, or it belongs to another run.
+        PrunekitError: the folder already holds another run.
+        TrainingInterrupted: Ctrl-C (a KeyboardInterrupt); the trace's last line says where.
+    """
+    folder = None if run_dir is None else Path(run_dir)
+    checkpoint = _checkpoint(folder, resume)
+    warn = Warnings(on_warning or (lambda text: warnings.warn(text, stacklevel=4)))
+    trace = Trace(folder, trace_level, logger=warn)
+    if device is not None:
+        application.model.to(device)
+    options = {"epochs": epochs, "trace": trace, "plugins": load_plugins(trust), "listeners": listeners}
+    scheduler = _scheduler(schedule, application, **options)
+    run = Run(application, scheduler, trace, folder, {**(settings or {}), "epochs": epochs, "seed": seed})
+    run.on_epoch, run.on_minibatch = on_epoch, on_minibatch
+    with run.watched():
+        run.begin(checkpoint, seed)
+        return run.until(epochs)
+
+
+def default_epochs(schedule: Schedule) -> int | None:
+    """The length of a run that nobody has said: up to the end of the last pruner, regularizer or quantizer policy.
+
+    It is long enough for every policy to act once. Policies of learning rates often end long after the run; their end
+    counts where there are no others.
+    """
+    deciding = [policy for policy in schedule.policies if KINDS[policy.kind].decides_length]
+    lengths = [policy.window.epochs_to_end for policy in deciding or schedule.policies]
+    lengths += [policy.window.epochs_to_act for policy in schedule.policies]
+    return max((length for length in lengths if length is not None), default=None)
+
+
+def dense_schedule(schedule: Schedule) -> Schedule:
+    """What a dense twin is trained under: the schedule's learning rates and nothing else."""
+    components = [spec for spec in schedule.components if spec.kind == LR_SCHEDULER.name]
+    return Schedule(components, [policy for policy in schedule.policies if policy.kind == LR_SCHEDULER.name])
+
+
+def _checkpoint(folder: Path | None, resume: bool) -> dict[str, Any] | None:
+    if resume and folder is None:
+        raise StateError("no run to resume: run_dir says where")
+    if folder is None:
+        return None
+    if resume:
+        return load_checkpoint(folder)
+    if (folder / CHECKPOINT).exists() or (folder / FILE_NAME).exists():
+        raise PrunekitError(f"{str(folder)!r} already holds a run; resume it or choose another folder")
+    return None
+
+
+def _scheduler(
+    schedule: Schedule | str | Path | Mapping[str, Any], application: Application, **options: Any
+) -> CompressionScheduler:
+    model, optimizer = application.model, application.optimizer
+    if isinstance(schedule, Schedule):
+        return CompressionScheduler(schedule, model, optimizer, **options)
+    if isinstance(schedule, Mapping):
+        return CompressionScheduler.from_dict(schedule, model, optimizer, **options)
+    return CompressionScheduler.from_yaml(schedule, model, optimizer, **options)
