@@ -26,7 +26,6 @@ from prunekit.components import Context, PerParameter, Selectors, Sparsity
 from prunekit.components.selecting import GivenSelector, given_selectors
 from prunekit.plugins.contract import must_be_component
 from prunekit.plugins.registry import Found
-from prunekit.quantization import BitsQuantizer
 
 SILENT = Trace(logger=None)
 
@@ -193,7 +192,3 @@ def test_a_class_that_owns_parameters_must_have_an_argument_that_selects_them(ki
         f"'Mine' of prunekit-mine is no {kind}: no argument of its constructor selects parameters; "
         "one must be of type Selectors or PerParameter"
     )
-
-
-def test_a_quantizer_that_speaks_of_modules_needs_no_selectors() -> None:
-    must_be_component(Found(BitsQuantizer, "prunekit-mine", "1"), "quantizer", "Mine")
