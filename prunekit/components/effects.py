@@ -109,7 +109,7 @@ class Effect(ABC):
     @staticmethod
     def summed_up(changes: Sequence[MaskChange]) -> Announcement:
         """What is told of all of these at the end of an epoch."""
-        raise NotImplementedError
+        raise NotImplementedError("an effect that is_summed_up must define summed_up()")
 
     def __str__(self) -> str:
         return " of ".join([type(self).__name__, *([", ".join(self.parameters)] if self.parameters else [])])

@@ -166,18 +166,20 @@ def test_a_distribution_with_broken_metadata_stops_nobody(install: Install, tmp_
         Registry().find("pruner", "Half")
 
 
+HALVER = dedent("""\
+    from prunekit import hookimpl
+    from prunekit.components import Selectors
+    class Halver:
+        def __init__(self, weights: Selectors) -> None:
+            self.weights = weights
+        def compute_masks(self, parameters, context):
+            return {}
+""")
+"""A pruner, to which methods can be added."""
+
+
 def test_a_misspelt_hook_of_a_component_is_refused_with_the_right_one(install: Install, tmp_path: Path) -> None:
-    body = dedent("""\
-        from prunekit import hookimpl
-        from prunekit.components import Selectors
-        class Halver:
-            def __init__(self, weights: Selectors) -> None:
-                self.weights = weights
-            def compute_masks(self, parameters, context):
-                return {}
-            @hookimpl
-            def on_epoch_beginn(self, progress): ...
-    """)
+    body = HALVER + "    @hookimpl\n    def on_epoch_beginn(self, progress): ...\n"
     install("fake-a", "1", {"prunekit.pruners": {"Halver": "fake_a:Halver"}}, fake_a=body)
     assert refusal(schedule("Halver"), tmp_path) == [
         "s.yaml:4:12: pruners.p.class: fake-a implements 'on_epoch_beginn', and there is no such hook; "
@@ -187,17 +189,7 @@ def test_a_misspelt_hook_of_a_component_is_refused_with_the_right_one(install: I
 
 def test_a_hook_of_a_component_with_an_argument_that_is_not_given_is_refused(install: Install, tmp_path: Path) -> None:
     """Before training: pluggy would find out when the policy's window opens."""
-    body = dedent("""\
-        from prunekit import hookimpl
-        from prunekit.components import Selectors
-        class Halver:
-            def __init__(self, weights: Selectors) -> None:
-                self.weights = weights
-            def compute_masks(self, parameters, context):
-                return {}
-            @hookimpl
-            def on_epoch_end(self, metrics, epoch): ...
-    """)
+    body = HALVER + "    @hookimpl\n    def on_epoch_end(self, metrics, epoch): ...\n"
     install("fake-a", "1", {"prunekit.pruners": {"Halver": "fake_a:Halver"}}, fake_a=body)
     assert refusal(schedule("Halver"), tmp_path) == [
         "s.yaml:4:12: pruners.p.class: on_epoch_end of fake-a takes 'epoch', which that hook does not give; "

@@ -36,7 +36,7 @@ class GlobalMagnitude:
 
     def sparsity(self, context: Context) -> float:
         """The fraction of all weights to prune now: what `FixedSparsity` or `GradualSparsity` adds."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must have FixedSparsity or GradualSparsity as a base")
 
     def check(self, parameters: Mapping[str, Parameter], context: Context) -> Iterator[ArgumentError]:
         """An error where the floor leaves less to prune than is asked for at the end."""

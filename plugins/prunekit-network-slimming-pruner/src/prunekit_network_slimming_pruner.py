@@ -38,7 +38,7 @@ class NetworkSlimming:
 
     def sparsity(self, context: Context) -> float:
         """The fraction of all channels to prune now: what `FixedSparsity` or `GradualSparsity` adds."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} must have FixedSparsity or GradualSparsity as a base")
 
     def check(self, parameters: Mapping[str, Parameter], context: Context) -> Iterator[ArgumentError]:
         """An error for each parameter that goes with no selected scale, and one if the layers must keep too many."""
