@@ -46,6 +46,15 @@ class Progress(NamedTuple):
         return self.minibatch == self.minibatches_per_epoch - 1
 
     @property
+    def label(self) -> str:
+        """What this moment is called in messages.
+
+        >>> Progress(2, 3, 10, 23).label
+        'epoch 2, step 23'
+        """
+        return f"epoch {self.epoch}, step {self.step}"
+
+    @property
     def next_epoch(self) -> int:
         """The epoch after this one: how many are complete when this one is."""
         return self.epoch + 1
@@ -220,6 +229,10 @@ class Window:
         # Not up to `_end`: with a frequency the last active epoch may lie well before that.
         return self._start <= self._now(progress) and self._coming(progress) <= self._last
 
+    def is_ahead(self, progress: Progress) -> bool:
+        """Whether the first one has not begun yet."""
+        return self._now(progress) < self._start
+
     def is_last(self, progress: Progress) -> bool:
         """Whether it is the last one."""
         return self._now(progress) == self._last == self._coming(progress)
@@ -227,6 +240,10 @@ class Window:
     def is_last_minibatch(self, progress: Progress) -> bool:
         """Whether it is the last mini-batch of the last one: in steps, the one in which that has been taken."""
         return self.is_last(progress) and (progress.stepped if self.in_steps else progress.is_last_minibatch)
+
+    def is_last_step(self, progress: Progress) -> bool:
+        """Whether the optimizer is about to take its last step within (asked when gradients are known)."""
+        return self.is_last(progress) and (self.in_steps or progress.is_last_minibatch)
 
     def begins(self, progress: Progress) -> bool:
         """Whether one begins now (asked in `begin_hook` or within an epoch)."""

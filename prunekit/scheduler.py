@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from prunekit.components.origin import MaskChange, Result
 from prunekit.engine.building.build import build
 from prunekit.engine.bus import EventBus
-from prunekit.engine.conflicts import exhausted, idle_policies
+from prunekit.engine.conflicts import exhausted, idle_policies, undecided
 from prunekit.engine.ledger import Ledger
 from prunekit.engine.optimizers import Optimizers
 from prunekit.engine.policies import Policy
@@ -102,7 +102,8 @@ class CompressionScheduler:
         self._optimizers = Optimizers(self._before_step, self._after_step, self._policies, self._quantizers)
         if optimizer is not None:
             self._optimizers.add(optimizer)
-        self._windows = Windows(self._policies, model, self._ledger, self._quantizers)
+        clashes = undecided(schedule, self._policies)
+        self._windows = Windows(self._policies, model, self._ledger, self._quantizers, clashes)
 
     @classmethod
     def from_yaml(
@@ -189,8 +190,8 @@ class CompressionScheduler:
         self._take(optimizer)
         self._in_minibatch, self._optimization_begun = True, False
         self._masks.end_forward()  # of a mini-batch that the loop left in the middle
-        if self._windows.open_within_epochs:
-            self._windows.open(self.progress, self.optimizer)
+        if self._windows.within_epochs:
+            self._windows.open_within_epoch(self.progress, self.optimizer)
         self._fire("on_minibatch_begin")
         # Behind the event, which may have set the masks that this forward pass is to see.
         self._masks.begin_forward()
@@ -231,7 +232,7 @@ class CompressionScheduler:
         if not self._optimizers.known:  # nobody tells of the optimizer's steps: each mini-batch counts as one
             self._clock.stepped = True
         self._fire("on_minibatch_end")
-        if self._windows.close_within_epochs:
+        if self._windows.within_epochs:
             self._windows.close("on_minibatch_end", self.progress)
 
     def on_epoch_end(
@@ -253,7 +254,7 @@ class CompressionScheduler:
         if self._begun:
             self._begun = False
             self._fire("on_train_end")
-            self._windows.end_training()
+            self._windows.end_training(self.progress)
             self.trace.info("training ends", epochs=self._next_epoch)
 
     # The attached way: the loop runs inside these
@@ -368,6 +369,7 @@ class CompressionScheduler:
         if self._clock.minibatch >= 0:
             self._windows.open(self.progress, self.optimizer)
         else:
+            self._quantizers.begin(self.progress)
             self._quantizers.open(self.progress)  # whoever evaluates now sees what the last forward pass saw
         self.trace.info("state restored", **self.progress.trace_keys(), next_epoch=self._next_epoch)
         self._bus.fire("on_state_restored", state=state, progress=self.progress)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 
 from prunekit.components.kinds import QUANTIZER
 from prunekit.engine.policies import LRPolicy, Policy, QuantizationPolicy
 from prunekit.errors import Problem
-from prunekit.progress import Window
+from prunekit.progress import Progress, Window
 from prunekit.schedule.schedule import Schedule
 
 
@@ -35,22 +36,70 @@ def exhausted(schedule: Schedule, policies: Iterable[Policy], epochs: int | None
     return found
 
 
+@dataclass(frozen=True)
+class Clash:
+    """Two policies of which only one may act at a time: they decide about the same things.
+
+    Attributes:
+        first, second: in the order of the schedule.
+        what: the first parameter that both decide about; empty of learning rates.
+        schedule: which says where they stand.
+    """
+
+    first: Policy
+    second: Policy
+    what: str
+    schedule: Schedule
+
+    @property
+    def decided(self) -> bool:
+        """Whether it can be told before training when they meet: only training tells how many steps an epoch has."""
+        return self.first.window.unit == self.second.window.unit
+
+    @property
+    def when(self) -> str | None:
+        """When they first meet, in words; None if they never do."""
+        return _in_force(self.first).overlap(_in_force(self.second))
+
+    def happens(self, now: Progress) -> bool:
+        """Whether both act now."""
+        return _in_force(self.first).is_active(now) and _in_force(self.second).is_active(now)
+
+    def problem(self, when: str) -> Problem:
+        """They do meet."""
+        return self._problem(f"{self._said} in {when} too; two policies may not")
+
+    def warning(self) -> Problem:
+        """They may."""
+        units = f"one of them in {self.first.window.unit}s, the other in {self.second.window.unit}s"
+        return self._problem(f"{self._said} too, {units}; training stops if both come at one time")
+
+    @property
+    def _said(self) -> str:
+        words = (f"{self.first.origin.policy} ({self.first.name!r})", self.first.kind.exclusive, self.what)
+        return " ".join(word for word in words if word)
+
+    def _problem(self, message: str) -> Problem:
+        return self.schedule.source.problem(("policies", self.second.index, self.second.kind.name), message)
+
+
 def collisions(schedule: Schedule, policies: Sequence[Policy]) -> list[Problem]:
     """Two pruners or two quantizers of one parameter, or two LR schedulers, at one time."""
-    found = []
+    found = [(clash, clash.when) for clash in _clashes(schedule, policies) if clash.decided]
+    return [clash.problem(when) for clash, when in found if when is not None]
+
+
+def undecided(schedule: Schedule, policies: Sequence[Policy]) -> list[Clash]:
+    """Those that may collide: one acts in epochs and the other in steps."""
+    return [clash for clash in _clashes(schedule, policies) if not clash.decided]
+
+
+def _clashes(schedule: Schedule, policies: Sequence[Policy]) -> Iterator[Clash]:
     for first, second in combinations(policies, 2):
-        if first.kind is not second.kind or not first.kind.exclusive:
-            continue
-        if first.window.unit != second.window.unit:  # only training tells how many steps an epoch has
-            continue
-        when = _in_force(first).overlap(_in_force(second))
-        shared = [name for name in _decided(first) if name in _decided(second)]
-        if when is None or (first.kind.owns_parameters and not shared):
-            continue
-        what = f"{shared[0]!r} in {when}" if shared else f"in {when}"
-        message = f"{first.origin.policy} ({first.name!r}) {first.kind.exclusive} {what} too; two policies may not"
-        found.append(schedule.source.problem(("policies", second.index, second.kind.name), message))
-    return found
+        if first.kind is second.kind and first.kind.exclusive:
+            shared = [name for name in _decided(first) if name in _decided(second)]
+            if shared or not first.kind.owns_parameters:
+                yield Clash(first, second, repr(shared[0]) if shared else "", schedule)
 
 
 def _decided(policy: Policy) -> list[str]:

@@ -33,11 +33,15 @@ class Quantizers:
         self._model, self._catalog, self._ledger = model, catalog, ledger
         self._name = type(model).__name__  # before a quantizer makes a subclass of it
 
+    def begin(self, progress: Progress, *, steps_only: bool = False) -> None:
+        """An epoch begins, or a step alone: what quantizers may know whose window is open."""
+        for policy in self.policies:
+            if policy.window.is_open(progress) and (policy.window.in_steps or not steps_only):
+                policy.begin(self._model, self._ledger.masks, progress, self._ledger.bus.blame)
+
     def open(self, progress: Progress) -> None:
         """Let weights and activations read as the quantizers whose window is open make of them."""
         live = [policy for policy in self.policies if policy.window.is_open(progress)]
-        for policy in live:
-            policy.begin(self._model, self._ledger.masks, progress, self._ledger.bus.blame)
         weights = {p.parameters[name]: weight for p in live for name, weight in p.quantized_weights.items()}
         activations = {name: activation for p in live for name, activation in p.quantized_activations.items()}
         self.forward.activate(weights, activations, self._catalog)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch.nn import Module
 from torch.optim import Optimizer
 
+from prunekit.engine.conflicts import Clash
 from prunekit.engine.ledger import Ledger
 from prunekit.engine.policies import Policy, PruningPolicy
 from prunekit.engine.quantizers import Quantizers
+from prunekit.errors import ScheduleError
 from prunekit.progress import BEFORE_TRAINING, Progress
 
 
@@ -21,47 +23,90 @@ class Windows:
         model: the network.
         ledger: whose bus and masks policies act on.
         quantizers: which follow the windows of their own policies.
+        undecided: pairs of policies that may meet, which is an error once they do.
 
     Attributes:
-        open_within_epochs, close_within_epochs: whether a window may do so with a mini-batch.
+        within_epochs: whether windows may open and close with a mini-batch.
     """
 
-    def __init__(self, policies: Sequence[Policy], model: Module, ledger: Ledger, quantizers: Quantizers) -> None:
+    def __init__(
+        self,
+        policies: Sequence[Policy],
+        model: Module,
+        ledger: Ledger,
+        quantizers: Quantizers,
+        undecided: Sequence[Clash] = (),
+    ) -> None:
         self._policies, self._model, self._ledger, self._quantizers = policies, model, ledger, quantizers
+        self._undecided = undecided
         # No part of the state: listeners of a resumed run hear of open windows again.
         self._opened: set[int] = set()
-        # Attributes, not calls: each mini-batch asks, and mostly no window counts in these.
-        self.open_within_epochs = any(policy.window.begin_hook == "on_minibatch_begin" for policy in policies)
-        self.close_within_epochs = any(policy.window.end_hook == "on_minibatch_end" for policy in policies)
+        self._in_steps = [policy for policy in policies if policy.window.in_steps]
+        # An attribute, not a call: each mini-batch asks, and mostly no window is in steps.
+        self.within_epochs = bool(self._in_steps)
+        self._phases: list[tuple[bool, ...]] = []
         self._prepare(BEFORE_TRAINING)
 
     def open(self, now: Progress, optimizer: Optimizer | None) -> None:
-        """Put on the bus what is live now, and say whose window opens."""
-        # By identity: two policies of one component have its own hooks in common, which run once.
-        live = {id(each): each for policy in self._policies for each in policy.implementations(now)}
-        self._ledger.bus.set_live(live.values())
-        acting = [policy for policy in self._policies if policy.window.is_active(now)]
+        """Put on the bus what is live now, and say whose window opens.
+
+        Raises:
+            ScheduleError: two policies act now of which only one may; nothing was changed.
+        """
+        self._open(now, optimizer, steps_only=False)
+
+    def _open(self, now: Progress, optimizer: Optimizer | None, *, steps_only: bool) -> None:
+        # Of a run that goes on within an epoch, the step that was taken last may have closed a window.
+        policies = [policy for policy in self._policies if not _has_closed(policy, "on_minibatch_end", now)]
+        self._must_not_meet(policies, now)
+        self._phases = [_phase(policy, now) for policy in self._in_steps]
+        self._set_live(policies, now)
+        acting = [policy for policy in policies if policy.window.is_active(now)]
         self._ledger.masks.activate(n for p in acting if isinstance(p, PruningPolicy) for n in p.parameters)
+        self._quantizers.begin(now, steps_only=steps_only)
         self._quantizers.open(now)
         self._prepare(now)
-        for policy in self._policies:
+        for policy in policies:
             if policy.window.is_open(now) and policy.index not in self._opened:
                 self._opened.add(policy.index)
                 self._tell("on_window_open", "window opens", policy, now)
                 self._quantizers.tell(policy, optimizer, now)
 
-    def close(self, hook: str, now: Progress) -> None:
-        """Say whose window has closed with an event."""
-        for policy in self._policies:
-            if policy.window.end_hook == hook and policy.window.ends(now):
-                self._opened.discard(policy.index)
-                self._tell("on_window_close", "window closes", policy, now)
+    def open_within_epoch(self, now: Progress, optimizer: Optimizer | None) -> None:
+        """A mini-batch begins, and with it a step perhaps: `open`, where that changes anything for anybody."""
+        if now.minibatch_of_step == 0 and [_phase(policy, now) for policy in self._in_steps] != self._phases:
+            self._open(now, optimizer, steps_only=True)
+        elif now.minibatch_of_step == 0:
+            self._quantizers.begin(now, steps_only=True)
 
-    def end_training(self) -> None:
-        """Nothing is live any more."""
+    def close(self, hook: str, now: Progress) -> None:
+        """Say whose window has closed with an event; a step's policies hear nothing more of its epoch."""
+        closed = [policy for policy in self._policies if _has_closed(policy, hook, now)]
+        if closed and hook == "on_minibatch_end":
+            self._set_live([policy for policy in self._policies if policy not in closed], now)
+        for policy in closed:
+            self._opened.discard(policy.index)
+            self._tell("on_window_close", "window closes", policy, now)
+
+    def end_training(self, now: Progress) -> None:
+        """Nothing is live any more; what was to happen in steps that never came is said."""
         self._ledger.bus.set_live(())
+        for policy in self._in_steps:
+            if policy.window.is_ahead(now):
+                when = {"first": policy.window.label(), "steps": policy.window.time_after(now)}
+                self._ledger.trace.warning("window never opened", **policy.origin._asdict(), **when)
         for policy in self._policies:
             policy.end_training()
+
+    def _set_live(self, policies: Iterable[Policy], now: Progress) -> None:
+        # By identity: two policies of one component have its own hooks in common, which run once.
+        live = {id(each): each for policy in policies for each in policy.implementations(now)}
+        self._ledger.bus.set_live(live.values())
+
+    def _must_not_meet(self, policies: Sequence[Policy], now: Progress) -> None:
+        met = [clash for clash in self._undecided if clash.first in policies and clash.second in policies]
+        if problems := [clash.problem(now.label) for clash in met if clash.happens(now)]:
+            raise ScheduleError(problems)
 
     def _prepare(self, now: Progress) -> None:
         """Let policies listen to what must be known later."""
@@ -71,3 +116,13 @@ class Windows:
     def _tell(self, hook: str, event: str, policy: Policy, now: Progress) -> None:
         self._ledger.trace.info(event, hook=hook, **policy.origin._asdict(), **now.trace_keys())
         self._ledger.bus.fire(hook, policy=policy.origin, progress=now)
+
+
+def _has_closed(policy: Policy, hook: str, now: Progress) -> bool:
+    return policy.window.end_hook == hook and policy.window.ends(now)
+
+
+def _phase(policy: Policy, now: Progress) -> tuple[bool, ...]:
+    """What is live of a policy depends on these alone."""
+    window = policy.window
+    return window.is_active(now), window.is_open(now), window.is_last(now), window.prepares(now)

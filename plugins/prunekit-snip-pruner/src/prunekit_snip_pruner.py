@@ -49,7 +49,7 @@ class SNIPPruner:
         if self._seen >= self.batches or not context.window.is_open(context.progress):
             return None
         self._add(parameters)
-        last = context.window.is_last_minibatch(context.progress)
+        last = context.window.is_last_step(context.progress)
         if self._seen < self.batches and not last:
             return None
         if self._seen < self.batches:

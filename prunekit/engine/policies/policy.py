@@ -87,7 +87,9 @@ class Policy:
         if hooks:
             # The same object for the same hooks: the bus sees by it that nothing has changed.
             key = tuple(hooks)
-            yield self._implementations.setdefault(key, Implementations(self.origin, hooks))
+            if key not in self._implementations:
+                self._implementations[key] = Implementations(self.origin, hooks)
+            yield self._implementations[key]
 
     def hooks(self, progress: Progress) -> Iterable[tuple[str, Callable[..., Any]]]:
         """The policy's own implementations that are live now."""

@@ -58,7 +58,7 @@ class PruningPolicy(Policy):
         if not self.window.is_active(progress):
             return
         yield self.window.begin_hook, self.begin
-        if self.args.mini_batch_pruning_frequency or self.args.skip_first_minibatch:
+        if self.args.mini_batch_pruning_frequency or (self.args.skip_first_minibatch and not self.window.in_steps):
             yield "on_minibatch_begin", self.begin
         if self.args.discard_masks_at_minibatch_end:
             yield "on_minibatch_end", self.end
@@ -80,7 +80,7 @@ class PruningPolicy(Policy):
         _remove(self._gradient_hooks)
 
     def begin(self, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> list[Effect] | None:
-        """An active epoch begins, or a mini-batch in it: new masks, if they are due."""
+        """An active epoch or step begins, or a mini-batch in it: new masks, if they are due."""
         due = self._activate(masks) if self.window.begins(progress) else self._is_due(progress)
         return self._prune(model, masks, progress) if due else None
 
@@ -138,6 +138,8 @@ class PruningPolicy(Policy):
 
     def _is_due(self, progress: Progress) -> bool:
         """Whether the policy's arguments ask for masks before this mini-batch of an active epoch."""
+        if self.window.in_steps:
+            return False
         every = self.args.mini_batch_pruning_frequency
         # Before the first mini-batch of an epoch masks have just been chosen.
         if every and progress.minibatch > 0 and progress.minibatch_of_run % every == 0:
@@ -188,7 +190,11 @@ def _remove(handles: list[RemovableHandle]) -> None:
 def _must_prune(checked: Checked, problems: Problems) -> None:
     """Say where a policy's arguments leave it nothing to do."""
     args, window = checked.args, checked.policy.window
-    alone = window.acts_once and not window.opens_at_start
+    if args.mini_batch_pruning_frequency and window.in_steps:
+        message = "is for windows in epochs; one in steps prunes every 'frequency' steps"
+        problems.add(checked.place("args", "mini_batch_pruning_frequency"), message, key=True)
+        return
+    alone = window.acts_once and (window.in_steps or not window.opens_at_start)
     if args.skip_first_minibatch and alone and not args.mini_batch_pruning_frequency:
         message = f"leaves nothing to do: {window.label()} is the only active one, and its beginning is skipped"
         problems.add(checked.place("args", "skip_first_minibatch"), message)

@@ -51,20 +51,22 @@ class QuantizationPolicy(Policy):
         return policy
 
     def begin(self, model: Module, masks: Mapping[str, Tensor], progress: Progress, blame: Callable[..., None]) -> None:
-        """An epoch begins: what the quantizer may know.
+        """An epoch or a step begins: what the quantizer may know.
 
         Quantized weights and activations stay the same objects all through the window: the forward pass holds them.
         """
         context = self.context(model, masks, progress)
         failed = partial(blame, hook="quantize", origin=self.origin)
         for name in self.parameters:
-            weight = QuantizedWeight(name, self.component, context, masks, failed)
-            self.quantized_weights.setdefault(name, weight).context = context
+            if name not in self.quantized_weights:
+                self.quantized_weights[name] = QuantizedWeight(name, self.component, context, masks, failed)
+            self.quantized_weights[name].context = context
         failed = partial(blame, hook="quantize_activation", origin=self.origin)
         for name in self.activations:
             assert isinstance(self.component, QuantizesModules)
-            activation = QuantizedActivation(name, self.component, context, failed)
-            self.quantized_activations.setdefault(name, activation).context = context
+            if name not in self.quantized_activations:
+                self.quantized_activations[name] = QuantizedActivation(name, self.component, context, failed)
+            self.quantized_activations[name].context = context
 
     def context(self, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> Context:
         return replace(super().context(model, masks, progress), activations=self.activations)
