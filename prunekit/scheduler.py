@@ -54,6 +54,7 @@ class CompressionScheduler:
         model: the network, as the loop trains it (wrapped or not).
         optimizer: needed by schedules with an LR scheduler, and for masks to be enforced right after its steps.
         epochs: the length of the run, if known: a policy that never acts within it is an error.
+        steps_per_epoch: how many steps the optimizer takes in an epoch, if known: the same for windows in steps.
         trace: where lines go; `Trace(run_dir)` keeps them in a folder.
         plugins: what may be used; `load_plugins()`, all that is installed, by default.
         listeners: objects, modules or classes with hook implementations, which run after those that are installed.
@@ -69,6 +70,7 @@ class CompressionScheduler:
         optimizer: Optimizer | None = None,
         *,
         epochs: int | None = None,
+        steps_per_epoch: int = 0,
         trace: Trace | None = None,
         plugins: Plugins | None = None,
         listeners: Sequence[object] = (),
@@ -78,7 +80,7 @@ class CompressionScheduler:
         plugins = plugins or load_plugins()
         given, unusable = given_listeners(listeners, plugins.listeners)
         plugins = plugins.plus(given)
-        built = build(schedule, plugins.registry, model, optimizer, epochs)
+        built = build(schedule, plugins.registry, model, optimizer, epochs, steps_per_epoch)
         if problems := [*schedule.problems(), *built.problems, *unusable, *plugins.problems]:
             raise ScheduleError(problems)
         for unused in plugins.broken:
@@ -96,7 +98,7 @@ class CompressionScheduler:
         self._bus = EventBus(self.trace, lambda: self.progress, plugins.listeners)
         self._ledger = Ledger(self._masks, self._bus, self.trace)
         self._quantizers = Quantizers(self._policies, model, built.catalog, self._ledger)
-        self._clock, self._next_epoch = Clock(), 0
+        self._clock, self._next_epoch, self._steps_per_epoch = Clock(), 0, steps_per_epoch
         self._begun = self._in_minibatch = self._optimization_begun = False
         self._metrics: Mapping[str, float] | None = None
         self._optimizers = Optimizers(self._before_step, self._after_step, self._policies, self._quantizers)
@@ -269,8 +271,8 @@ class CompressionScheduler:
         Raises:
             ScheduleError: a policy would never act within the run.
         """
-        problems = [*idle_policies(self.schedule, number), *exhausted(self.schedule, self._policies, number)]
-        if problems:
+        length = number, self._steps_per_epoch
+        if problems := [*idle_policies(self.schedule, *length), *exhausted(self.schedule, self._policies, *length)]:
             raise ScheduleError(problems)
         self.on_train_begin()
         for epoch in range(self._next_epoch, number):

@@ -69,7 +69,7 @@ def run_options(options: dict[str, Any]) -> RunOptions:
     run_dir = folder or given.get("run_dir") or _new_run_dir(Path(name))
     chosen = {**{key: merged[key] for key in _SAVED}, "schedule": schedule, "name": name}
     chosen["locked"] = chosen["locked"] and str(chosen["locked"])
-    chosen["epochs"] = chosen["epochs"] or _default_epochs(schedule)
+    chosen["epochs"] = chosen["epochs"] or _default_epochs(schedule, chosen["app"], chosen["seed"])
     _check_device(chosen["device"])
     return RunOptions(**chosen, run_dir=run_dir, resume=folder is not None)
 
@@ -94,13 +94,16 @@ def _new_run_dir(schedule: Path) -> Path:
     return base if not base.exists() else next(path for path in others if not path.exists())
 
 
-def _default_epochs(schedule: Schedule | Path) -> int:
+def _default_epochs(schedule: Schedule | Path, app: str, seed: int) -> int:
+    from prunekit.cli.application import load_application
     from prunekit.schedule.schedule import Schedule, parse
     from prunekit.schedule.yaml_source import Source
     from prunekit.training.train import default_epochs
 
     parsed = schedule if isinstance(schedule, Schedule) else parse(Source.from_file(schedule))
-    epochs = default_epochs(parsed)
+    # How many steps an epoch has only the application can tell; it is made anew for the run.
+    in_steps = any(policy.window.in_steps for policy in parsed.policies)
+    epochs = default_epochs(parsed, load_application(app, seed).steps_per_epoch if in_steps else 0)
     if epochs is None and not parsed.problems():
         raise usage_error("the schedule has no policy that says how long to train: give --epochs")
     return epochs or 1  # with problems: they are all told when the run is about to begin

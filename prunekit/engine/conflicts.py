@@ -13,22 +13,24 @@ from prunekit.progress import Progress, Window
 from prunekit.schedule.schedule import Schedule
 
 
-def idle_policies(schedule: Schedule, epochs: int | None) -> list[Problem]:
-    """Policies whose window opens after a run of this many epochs is over."""
+def idle_policies(schedule: Schedule, epochs: int | None, steps_per_epoch: int = 0) -> list[Problem]:
+    """Policies whose window opens after a run of this many epochs is over; of windows in steps if that can be told."""
     return [
         schedule.source.problem(("policies", policy.place), f"never acts: {why}")
         for policy in schedule.policies
-        if epochs is not None and (why := policy.window.missed_by(epochs))
+        if epochs is not None and (why := policy.window.missed_by(epochs, steps_per_epoch))
     ]
 
 
-def exhausted(schedule: Schedule, policies: Iterable[Policy], epochs: int | None) -> list[Problem]:
+def exhausted(
+    schedule: Schedule, policies: Iterable[Policy], epochs: int | None, steps_per_epoch: int = 0
+) -> list[Problem]:
     """LR schedulers whose own plan (`total_steps`) is shorter than a run of this many epochs."""
     found = []
     for policy in policies:
         if isinstance(policy, LRPolicy) and epochs is not None:
             try:
-                policy.component.rehearse(policy.window.time_within(epochs))
+                policy.component.rehearse(policy.window.time_within(epochs, steps_per_epoch))
             except Exception as error:
                 path = ("policies", policy.index)
                 message = f"{policy.origin.component} does not last for the run: {type(error).__name__}: {error}"

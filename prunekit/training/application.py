@@ -34,6 +34,14 @@ class Application:
     test_loader: DataLoader[Any]
     loss: Callable[[Tensor, Tensor], Tensor]
 
+    @property
+    def steps_per_epoch(self) -> int:
+        """How many steps the optimizer takes in an epoch; 0 where the loader has no length."""
+        try:
+            return len(self.train_loader)
+        except TypeError:
+            return 0
+
 
 @torch.no_grad()
 def evaluate(application: Application) -> Evaluation:

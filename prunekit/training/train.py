@@ -71,6 +71,7 @@ def train(
     if device is not None:
         application.model.to(device)
     options = {"epochs": epochs, "trace": trace, "plugins": load_plugins(trust), "listeners": listeners}
+    options["steps_per_epoch"] = application.steps_per_epoch
     scheduler = _scheduler(schedule, application, **options)
     run = Run(application, scheduler, trace, folder, {**(settings or {}), "epochs": epochs, "seed": seed})
     run.on_epoch, run.on_minibatch = on_epoch, on_minibatch
@@ -79,16 +80,18 @@ def train(
         return run.until(epochs)
 
 
-def default_epochs(schedule: Schedule) -> int | None:
+def default_epochs(schedule: Schedule, steps_per_epoch: int = 0) -> int | None:
     """The length of a run that nobody has said: up to the end of the last pruner, regularizer or quantizer policy.
 
     It is long enough for every policy to act once. Policies of learning rates often end long after the run; their end
-    counts where there are no others.
+    counts where there are no others. None if that can't be told: of windows in
+    steps where nobody knows how many an epoch has.
     """
     deciding = [policy for policy in schedule.policies if KINDS[policy.kind].decides_length]
-    lengths = [policy.window.epochs_to_end() for policy in deciding or schedule.policies]
-    lengths += [policy.window.epochs_to_act() for policy in schedule.policies]
-    return max((length for length in lengths if length is not None), default=None)
+    lengths = [policy.window.epochs_to_end(steps_per_epoch) for policy in deciding or schedule.policies]
+    lengths += [policy.window.epochs_to_act(steps_per_epoch) for policy in schedule.policies]
+    known = [length for length in lengths if length is not None]
+    return max(known) if known and len(known) == len(lengths) else None
 
 
 def dense_schedule(schedule: Schedule) -> Schedule:

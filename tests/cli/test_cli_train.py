@@ -353,6 +353,15 @@ def test_scale_epochs_scales_every_window_and_the_run_with_it() -> None:
     assert same("scaled", "plain")
 
 
+def test_the_length_of_a_run_may_be_given_by_steps() -> None:
+    """The application has four mini-batches in an epoch: the last step, 9, is in epoch 2."""
+    steps = SCHEDULE.replace("starting_epoch: 1", "starting_step: 1").replace("ending_epoch: 4", "ending_step: 10", 1)
+    Path("steps.yaml").write_text(steps)
+    result = run("steps.yaml", "--app", "tiny:app", "--run-dir", "steps")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(Path("steps", RESULT).read_text())["settings"]["epochs"] == 3
+
+
 def test_scale_epochs_says_that_learning_rate_schedulers_keep_their_arguments() -> None:
     rates = "\nlr_schedulers:\n  lr: {class: StepLR, step_size: 30}\n"
     policy = "  - lr_scheduler: {instance_name: lr}\n    starting_epoch: 0\n    ending_epoch: 8\n"

@@ -184,10 +184,18 @@ values = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3), max_leaves=8
 )
 arguments = st.dictionaries(words.filter(lambda word: word != "class"), values, max_size=4)
-epochs = st.integers(0, 10**6)
-listed = st.lists(epochs, min_size=1, max_size=5, unique=True).map(lambda some: Window(epochs=sorted(some)))
-lengths = st.integers(1, 10**6)
-ranges = st.builds(lambda start, length, step: Window(start, start + length, step), epochs, lengths, lengths)
+numbers, lengths, units = st.integers(0, 10**6), st.integers(1, 10**6), st.sampled_from(["epoch", "step"])
+several = st.lists(numbers, min_size=1, max_size=5, unique=True).map(sorted)
+listed = st.builds(lambda unit, some: Window(**{f"{unit}s": some}), units, several)
+ranges = st.builds(
+    lambda unit, start, length, frequency: Window(
+        **{f"starting_{unit}": start, f"ending_{unit}": start + length}, frequency=frequency
+    ),
+    units,
+    numbers,
+    lengths,
+    lengths,
+)
 KINDS = ("pruner", "regularizer", "quantizer", "lr_scheduler", "extension")
 
 
@@ -696,6 +704,58 @@ policies:
   - {pruner: {instance_name: p}, epochs: [-1]}
 --->
 4:42: policies[0].epochs: epochs must be ascending, not negative and at least one, got [-1]
+=== steps with epochs
+pruners:
+  p: {class: A}
+policies:
+  - pruner: {instance_name: p}
+    starting_epoch: 0
+    ending_epoch: 3
+    steps: [0]
+--->
+7:5: policies[0].steps: a window is in epochs or in steps, and 'starting_epoch' is there already; give one of the two forms
+=== an epoch among steps
+pruners:
+  p: {class: A}
+policies:
+  - pruner: {instance_name: p}
+    starting_step: 0
+    ending_epoch: 3
+    frequency: 2
+--->
+6:5: policies[0].ending_epoch: a window is in epochs or in steps, and 'starting_step' is there already; give one of the two forms
+=== steps with starting_step
+pruners:
+  p: {class: A}
+policies:
+  - {pruner: {instance_name: p}, starting_step: 0, frequency: 2, steps: [0]}
+--->
+4:66: policies[0].steps: give either 'steps' or 'starting_step', 'frequency', not both
+=== steps of other types
+pruners:
+  p: {class: A}
+policies:
+  - {pruner: {instance_name: p}, starting_step: 1e3, ending_step: true, frequency: 0}
+  - {pruner: {instance_name: p}, steps: 500}
+--->
+4:49: policies[0].starting_step: must be an integer, got 1000.0
+4:67: policies[0].ending_step: must be an integer, got True
+5:41: policies[1].steps: must be a list of integers, got 500
+=== steps that are none
+pruners:
+  p: {class: A}
+policies:
+  - {pruner: {instance_name: p}, starting_step: 5}
+  - {pruner: {instance_name: p}, starting_step: 5, ending_step: 5, frequency: 0}
+  - {pruner: {instance_name: p}, steps: [2, 1]}
+  - {pruner: {instance_name: p, starting_step: 0}, ending_step: 3}
+--->
+4:5: policies[0]: 'ending_step' missing; a policy needs both, or 'steps'
+5:5: policies[1]: 0 <= starting_step < ending_step must hold, got 5 and 5
+5:79: policies[1].frequency: must be at least 1, got 0
+6:41: policies[2].steps: steps must be ascending, not negative and at least one, got [2, 1]
+7:5: policies[3]: 'starting_step' missing; a policy needs both, or 'steps'
+7:33: policies[3].pruner.starting_step: unknown key 'starting_step'; it belongs one level up, beside 'pruner'
 === key twice
 pruners:
   p: {class: A}

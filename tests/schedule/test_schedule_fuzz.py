@@ -46,6 +46,10 @@ policies:
         mask_on_forward_only: true
         mask_gradients: true
     epochs: [1, 3, 7]
+  - pruner: {instance_name: agp2}
+    starting_step: 900
+    ending_step: 2000
+    frequency: 50
   - pruner: {instance_name: level, args: {levels: {classifier.1.weight: 0.25}, keep_mask: true}}
     epochs: [0]
   - pruner: {instance_name: magnitude}

@@ -368,6 +368,30 @@ def test_a_run_lasts_until_the_last_policy_that_compresses_has_ended(policies: A
     assert default_epochs(schedule_of(*policies)) == epochs
 
 
+@pytest.mark.parametrize(
+    ("policies", "steps_per_epoch", "epochs"),
+    [
+        ([("pruner", {"steps": [2, 7]})], 4, 2),
+        ([("pruner", {"steps": [2, 7]}), ("lr_scheduler", {"starting_step": 12, "ending_step": 99})], 4, 4),
+        ([("pruner", {"steps": [2, 7]}), ("regularizer", between(0, 5))], 4, 5),
+        ([("pruner", {"steps": [2, 7]}), ("regularizer", between(0, 5))], 0, None),
+    ],
+)
+def test_windows_in_steps_last_as_many_epochs_as_they_have_steps(
+    policies: Any, steps_per_epoch: int, epochs: int | None
+) -> None:
+    assert default_epochs(schedule_of(*policies), steps_per_epoch) == epochs
+
+
+def test_a_window_that_opens_after_the_last_step_is_refused_before_training() -> None:
+    app, schedule = application(), agp()
+    last = 2 * app.steps_per_epoch
+    schedule["policies"][0] = {"pruner": {"instance_name": "agp"}, "steps": [last, last + 1]}
+    with pytest.raises(ScheduleError, match=f"never acts: its first step is {last}, and a run of {last} ends with"):
+        train(app, schedule, 2)
+    assert train(app, schedule, 3).parameters[0].sparsity > 0
+
+
 def test_a_dense_twin_keeps_the_learning_rates_and_nothing_else() -> None:
     schedule = schedule_of(
         ("pruner", between(0, 38)), ("lr_scheduler", between(24, 200)), ("regularizer", between(0, 9))

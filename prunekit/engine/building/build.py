@@ -44,18 +44,20 @@ def build(
     model: Module | None = None,
     optimizer: Optimizer | None = None,
     epochs: int | None = None,
+    steps_per_epoch: int = 0,
 ) -> Built:
     """Find, check and bind everything that a schedule names; the model and the optimizer are left as they are.
 
-    Without a model nothing that depends on parameter names is checked; without `epochs`, not whether each policy acts.
+    Without a model nothing that depends on parameter names is checked; without `epochs`, not whether each policy acts,
+    nor of windows in steps without `steps_per_epoch` (0: unknown).
     """
     problems = Problems(schedule.source)
     network = None if model is None else GivenModel(model, optimizer)
     found = find(schedule, registry, problems)
     checker = Checker(schedule, found, network, problems)
     policies = bind(checker.check(), network, problems)
-    problems.errors += idle_policies(schedule, epochs)
-    problems.errors += exhausted(schedule, policies, epochs)
+    problems.errors += idle_policies(schedule, epochs, steps_per_epoch)
+    problems.errors += exhausted(schedule, policies, epochs, steps_per_epoch)
     problems.errors += collisions(schedule, policies)
     problems.warnings += [clash.warning() for clash in undecided(schedule, policies)]
     return Built(
