@@ -389,7 +389,7 @@ def test_a_recommender_reads_the_term_of_its_embedding() -> None:
 
 
 class Detector(nn.Module):
-    """Training gives a dict of losses, evaluation a list of dicts; the first layer is frozen, and there are two heads."""
+    """Gives a dict of losses in training, a list of dicts in evaluation; the first layer is frozen, heads are two."""
 
     def __init__(self) -> None:
         super().__init__()
