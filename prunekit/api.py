@@ -1,6 +1,7 @@
 """The names that `prunekit` offers, each from the room where it lives."""
 
 # `X as X` is how type checkers and linters are told that a name is offered, not merely used here.
+from prunekit.components.loss_term import LossComponent as LossComponent, PolicyLoss as PolicyLoss
 from prunekit.components.origin import MaskChange as MaskChange, Origin as Origin
 from prunekit.errors import (
     ArgumentError as ArgumentError,

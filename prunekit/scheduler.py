@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, overload
 
 from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
+from prunekit.components.loss_term import PolicyLoss
 from prunekit.components.origin import MaskChange, Result
 from prunekit.engine.building.build import build
 from prunekit.engine.bus import EventBus
@@ -23,6 +24,7 @@ from prunekit.engine.ledger import Ledger
 from prunekit.engine.optimizers import Optimizers
 from prunekit.engine.policies import Policy
 from prunekit.engine.quantizers import Quantizers
+from prunekit.engine.spellings import also_spelled, must_be_metrics, must_be_optimizer
 from prunekit.engine.state import check_fit, fingerprint, fitting_masks, renamed, stateful
 from prunekit.engine.windows import Windows
 from prunekit.errors import PrunekitError, ScheduleError, dotted
@@ -172,6 +174,7 @@ class CompressionScheduler:
             with self._bus.listeners_only():  # components are live already where a run goes on within an epoch
                 self._fire("on_train_begin", run_dir=self.trace.run_dir)
 
+    @also_spelled()
     def on_epoch_begin(self, epoch: int, optimizer: Optimizer | None = None) -> None:
         """An epoch is about to begin: pruners choose their masks.
 
@@ -184,6 +187,7 @@ class CompressionScheduler:
         self._windows.open(self.progress, self.optimizer)
         self._fire("on_epoch_begin")
 
+    @also_spelled(minibatch_id="minibatch")
     def on_minibatch_begin(
         self, epoch: int, minibatch: int, minibatches_per_epoch: int, optimizer: Optimizer | None = None
     ) -> None:
@@ -198,6 +202,7 @@ class CompressionScheduler:
         # Behind the event, which may have set the masks that this forward pass is to see.
         self._masks.begin_forward()
 
+    @overload
     def before_backward_pass(
         self,
         epoch: int,
@@ -205,12 +210,40 @@ class CompressionScheduler:
         minibatches_per_epoch: int,
         loss: Tensor,
         optimizer: Optimizer | None = None,
-    ) -> Tensor:
-        """The loss plus the terms of regularizers and the like: call `backward()` on what this returns."""
+        return_loss_components: Literal[False] = False,
+    ) -> Tensor: ...
+
+    @overload
+    def before_backward_pass(
+        self,
+        epoch: int,
+        minibatch: int,
+        minibatches_per_epoch: int,
+        loss: Tensor,
+        optimizer: Optimizer | None = None,
+        *,
+        return_loss_components: Literal[True],
+    ) -> PolicyLoss: ...
+
+    @also_spelled(minibatch_id="minibatch")
+    def before_backward_pass(
+        self,
+        epoch: int,
+        minibatch: int,
+        minibatches_per_epoch: int,
+        loss: Tensor,
+        optimizer: Optimizer | None = None,
+        return_loss_components: bool = False,
+    ) -> Tensor | PolicyLoss:
+        """The loss plus the terms of regularizers and the like: call `backward()` on what this returns.
+
+        With `return_loss_components` it is the `overall_loss` of what this returns, beside each term with its name.
+        """
         self._clock.tell(epoch, minibatch, minibatches_per_epoch)
         self._take(optimizer)
-        return self.total_loss(loss)
+        return self._with_terms(loss) if return_loss_components else self.total_loss(loss)
 
+    @also_spelled(minibatch_id="minibatch")
     def before_parameter_optimization(
         self, epoch: int, minibatch: int, minibatches_per_epoch: int, optimizer: Optimizer | None = None
     ) -> None:
@@ -221,6 +254,7 @@ class CompressionScheduler:
             self._masks.end_forward()
             self._fire("before_parameter_optimization")
 
+    @also_spelled(minibatch_id="minibatch")
     def on_minibatch_end(
         self, epoch: int, minibatch: int, minibatches_per_epoch: int, optimizer: Optimizer | None = None
     ) -> None:
@@ -237,13 +271,15 @@ class CompressionScheduler:
         if self._windows.within_epochs:
             self._windows.close("on_minibatch_end", self.progress)
 
+    @also_spelled()
     def on_epoch_end(
-        self, epoch: int, metrics: Mapping[str, float] | None = None, optimizer: Optimizer | None = None
+        self, epoch: int, optimizer: Optimizer | None = None, metrics: Mapping[str, float] | None = None
     ) -> None:
         """The epoch has ended: the LR of the next one is set.
 
         `metrics`: `min` is one to minimise (validation loss), `max` one to maximise (accuracy).
         """
+        must_be_metrics(metrics)
         self._clock.end_epoch(epoch)
         self._take(optimizer)
         self._fire("on_epoch_end", metrics=metrics)
@@ -279,7 +315,7 @@ class CompressionScheduler:
             self._metrics = None
             self.on_epoch_begin(epoch)
             yield epoch
-            self.on_epoch_end(epoch, self._metrics)
+            self.on_epoch_end(epoch, metrics=self._metrics)
             if after_epoch is not None:
                 after_epoch(epoch)
         self.on_train_end()
@@ -303,7 +339,7 @@ class CompressionScheduler:
         """The loss plus every term that a live policy adds."""
         if not self._bus.hears("before_backward_pass"):
             return loss
-        return self._ledger.add_terms(loss, self._results("before_backward_pass", loss=loss))
+        return self._with_terms(loss).overall_loss
 
     def report(self, **metrics: float) -> None:
         """Metrics of this epoch for what looks at them when it ends: `report(min=validation_loss, max=accuracy)`."""
@@ -345,6 +381,7 @@ class CompressionScheduler:
             self._bus.fire("on_state_saved", state=state, progress=self.progress)
         return state
 
+    @also_spelled(normalize_dataparallel_keys=None)  # names are the same whatever wraps the model
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict()`. Model and optimizer load their own.
 
@@ -388,9 +425,16 @@ class CompressionScheduler:
             hook, model=self.model, masks=self._masks, optimizer=self.optimizer, progress=self.progress, **more
         )
 
+    def _with_terms(self, loss: Tensor) -> PolicyLoss:
+        """The loss plus every term that a live policy adds, and the terms."""
+        if not self._bus.hears("before_backward_pass"):
+            return PolicyLoss(loss, [])
+        return self._ledger.add_terms(loss, self._results("before_backward_pass", loss=loss))
+
     def _take(self, optimizer: Optimizer | None) -> None:
         """What every event begins with: the optimizer is known, and so is that training has begun."""
         if optimizer is not None and optimizer is not self.optimizer:
+            must_be_optimizer(optimizer)
             self._optimizers.add(optimizer)
             self.optimizer = self.optimizer or optimizer
         if not self._begun:

@@ -91,7 +91,7 @@ def train_explicit(
             scheduler.before_parameter_optimization(epoch, minibatch, total)
             optimizer.step()
             scheduler.on_minibatch_end(epoch, minibatch, total)
-        scheduler.on_epoch_end(epoch, {"min": 1.0, "max": 0.5})
+        scheduler.on_epoch_end(epoch, metrics={"min": 1.0, "max": 0.5})
 
 
 class Recorder:

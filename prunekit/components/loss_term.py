@@ -1,8 +1,9 @@
-"""What implementations of `before_backward_pass` return: terms of the loss."""
+"""Terms of the loss: what implementations of `before_backward_pass` return, and what becomes of them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -33,3 +34,17 @@ class LossTerm:
 
     def __str__(self) -> str:
         return f"LossTerm {self.name!r}"
+
+
+class LossComponent(NamedTuple):
+    """A term that was added to a loss, with its name."""
+
+    name: str
+    value: Tensor
+
+
+class PolicyLoss(NamedTuple):
+    """A loss and what policies made of it: the sum to call `backward()` on, and each term of theirs in it."""
+
+    overall_loss: Tensor
+    loss_components: list[LossComponent]

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from prunekit.components.effects import Announcement, Effect, Network, effect_names
-from prunekit.components.loss_term import LossTerm
+from prunekit.components.loss_term import LossComponent, LossTerm, PolicyLoss
 from prunekit.components.origin import MaskChange, Origin, Result
 from prunekit.engine.bus import EventBus
 from prunekit.engine.epoch_sums import EpochSums
@@ -71,9 +71,10 @@ class Ledger:
         for each in told:
             self._keep_account(each, progress.epoch)
 
-    def add_terms(self, loss: Tensor, results: Iterable[Result]) -> Tensor:
-        """The loss plus the terms returned."""
+    def add_terms(self, loss: Tensor, results: Iterable[Result]) -> PolicyLoss:
+        """The loss plus the terms returned, and the terms."""
         self._sums.count_minibatch()
+        components = []
         for result in results:
             for term in _things(result.value):
                 with self._blaming("before_backward_pass", result.origin):
@@ -82,7 +83,8 @@ class Ledger:
                     term.must_fit()
                 self._sums.add(term)
                 loss = loss + term.value
-        return loss
+                components.append(LossComponent(term.name, term.value))
+        return PolicyLoss(loss, components)
 
     def sum_up_epoch(self, progress: Progress) -> None:
         """A line for the mean of each loss term over the epoch's mini-batches, and one for what each policy zeroed."""

@@ -74,7 +74,7 @@ def rates_by_epoch(
             run.load_state_dict(saved[0])
         run.on_epoch_begin(epoch)
         seen.append(look(optimizer))
-        run.on_epoch_end(epoch, {"min": metrics[epoch], "max": metrics[epoch]} if metrics else None)
+        run.on_epoch_end(epoch, metrics={"min": metrics[epoch], "max": metrics[epoch]} if metrics else None)
     return seen
 
 

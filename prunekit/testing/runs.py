@@ -138,7 +138,7 @@ class Run:
 
     def end(self, epoch: int) -> None:
         """The epoch has ended, with metrics that depend on nothing but its number."""
-        self.scheduler.on_epoch_end(epoch, {"min": 1 / (epoch + 1), "max": epoch / EPOCHS})
+        self.scheduler.on_epoch_end(epoch, metrics={"min": 1 / (epoch + 1), "max": epoch / EPOCHS})
 
     @classmethod
     def continued(cls, subject: Subject, saved: Mapping[str, Any], seed: int = 7) -> Run:

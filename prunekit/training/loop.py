@@ -113,7 +113,7 @@ class Run:
         metrics = {"min": evaluation.loss}
         if evaluation.accuracy is not None:
             metrics["max"] = evaluation.accuracy
-        self.scheduler.on_epoch_end(epoch, metrics)
+        self.scheduler.on_epoch_end(epoch, metrics=metrics)
         sparsity, seconds = self.scheduler.sparsity(), time.perf_counter() - start
         result = EpochResult(epoch, train_loss, evaluation.loss, evaluation.accuracy, rate, sparsity, seconds)
         self.history.append(result)

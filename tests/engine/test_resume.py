@@ -162,7 +162,7 @@ def test_resume_between_two_minibatches(name: str) -> None:
         if minibatch == 2:
             resumed.continue_from(resumed.state())
         minibatch_of(resumed, 3, minibatch, data)
-    resumed.scheduler.on_epoch_end(3, {"min": 1.0, "max": 0.5})
+    resumed.scheduler.on_epoch_end(3, metrics={"min": 1.0, "max": 0.5})
     assert equal(straight.state(), resumed.state())
 
 

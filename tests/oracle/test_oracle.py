@@ -154,7 +154,7 @@ def rates(name: str, start: int, stop: int, save: list[Any] | None = None, load:
         scheduler.on_epoch_begin(epoch)
         seen.append([group["lr"] for group in optimizer.param_groups])
         metrics = {"min": data["metric_min"][epoch].item()} if "metric_min" in data else None
-        scheduler.on_epoch_end(epoch, metrics)
+        scheduler.on_epoch_end(epoch, metrics=metrics)
     if save is not None:
         save[:] = [optimizer.state_dict(), scheduler.state_dict()]
     return torch.tensor(seen, dtype=torch.float64)

@@ -106,7 +106,7 @@ class Run:
             self.scheduler.on_epoch_begin(epoch)
             for minibatch in range(MINIBATCHES):
                 self.step(epoch, minibatch)
-            self.scheduler.on_epoch_end(epoch, {"min": 1.0, "max": 0.5})
+            self.scheduler.on_epoch_end(epoch, metrics={"min": 1.0, "max": 0.5})
         return self
 
     def evaluate(self) -> Tensor:

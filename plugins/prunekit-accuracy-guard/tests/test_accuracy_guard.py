@@ -48,7 +48,7 @@ def pruned(plan: dict[str, Any], metrics: Iterable[float], key: str = "max") -> 
     for epoch, value in enumerate(metrics):
         run.on_epoch_begin(epoch)
         counts.append(int((model.weight == 0).sum()))
-        run.on_epoch_end(epoch, {key: value})
+        run.on_epoch_end(epoch, metrics={key: value})
     return counts
 
 
@@ -73,7 +73,7 @@ def test_what_is_vetoed_changes_neither_masks_nor_weights():
     run = CompressionScheduler.from_dict(schedule({"floor": 0.9}), model)
     for epoch, metric in enumerate([0.95, 0.6, 0.6]):
         run.on_epoch_begin(epoch)
-        run.on_epoch_end(epoch, {"max": metric})
+        run.on_epoch_end(epoch, metrics={"max": metric})
     assert model.weight.tolist() == [[0.0] * 4 + [float(n) for n in range(5, 17)]]
     assert run.masks["weight"].tolist() == [[False] * 4 + [True] * 12]
 
@@ -119,7 +119,7 @@ def test_a_step_that_prunes_no_weight_that_is_kept_now_passes():
     for epoch in range(4):
         run.on_epoch_begin(epoch)
         counts.append(int((~run.masks["weight"]).sum()))
-        run.on_epoch_end(epoch, {"max": 0.0})
+        run.on_epoch_end(epoch, metrics={"max": 0.0})
     assert counts == [8, 8, 4, 4]
 
 
@@ -156,7 +156,7 @@ def test_every_pruner_is_held():
     plan["policies"] = [*({"pruner": {"instance_name": n}, "epochs": [1]} for n in "01"), plan["policies"][-1]]
     run = CompressionScheduler.from_dict(plan, model)
     run.on_epoch_begin(0)
-    run.on_epoch_end(0, {"max": 0.5})
+    run.on_epoch_end(0, metrics={"max": 0.5})
     run.on_epoch_begin(1)
     assert dict(run.masks) == {}
 
@@ -219,7 +219,7 @@ def test_a_loop_that_does_not_give_the_metric_is_told_what_to_call(guard, metric
     run = CompressionScheduler.from_dict(schedule(guard), network())
     run.on_epoch_begin(0)
     with pytest.raises(PrunekitError) as error:
-        run.on_epoch_end(0, metrics)
+        run.on_epoch_end(0, metrics=metrics)
     assert str(error.value) == message
     assert error.value.__notes__ == [
         "raised in on_epoch_end by AccuracyGuard 'guard', policies[1], prunekit-accuracy-guard 0.1.0"
@@ -245,14 +245,14 @@ def test_a_resumed_run_decides_as_the_straight_one(tmp_path: Path, cut: int):
             run.load_state_dict(state)
         run.on_epoch_begin(epoch)
         counts.append(int((model.weight == 0).sum()))
-        run.on_epoch_end(epoch, {"max": metric})
+        run.on_epoch_end(epoch, metrics={"max": metric})
     assert counts == [0, 4, 4, 4, 8, 8]
 
 
 def test_the_reason_after_a_resume_names_the_epoch_of_the_metric():
     first = CompressionScheduler.from_dict(schedule({"floor": 0.9}), network())
     first.on_epoch_begin(0)
-    first.on_epoch_end(0, {"max": 0.5})
+    first.on_epoch_end(0, metrics={"max": 0.5})
     with capture_logs() as lines:
         second = CompressionScheduler.from_dict(schedule({"floor": 0.9}), network())
         second.load_state_dict(first.state_dict())

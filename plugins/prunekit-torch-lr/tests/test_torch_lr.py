@@ -110,7 +110,7 @@ def drive(
     for epoch in epochs:
         scheduler.on_epoch_begin(epoch)
         seen.append(values(optimizer))
-        scheduler.on_epoch_end(epoch, {"min": metrics[epoch], "max": metrics[epoch]})
+        scheduler.on_epoch_end(epoch, metrics={"min": metrics[epoch], "max": metrics[epoch]})
     return seen
 
 
@@ -256,7 +256,7 @@ def test_a_plateau_without_its_metric_is_an_error_that_says_so(mode: str, metric
     scheduler = attach(schedule("ReduceLROnPlateau", {"mode": mode}), optimizer_of(0.4))
     scheduler.on_epoch_begin(0)
     with pytest.raises(PrunekitError, match=message):
-        scheduler.on_epoch_end(0, metrics)
+        scheduler.on_epoch_end(0, metrics=metrics)
 
 
 def test_functions_and_schedulers_come_from_schedules_written_in_python() -> None:
