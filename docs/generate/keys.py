@@ -99,6 +99,8 @@ def in_words(schema: Schema, definitions: Schema) -> str:
             return f"[{'; '.join(map(inner, schema['prefixItems']))}]"
         case "array":
             return f"list of {_plural(inner(schema.get('items', {})))}"
+        case "object" if list(schema.get("properties", ())) == ["curve", "from", "to"]:
+            return "curve between two such"
         case "object" if "properties" in schema:
             return f"mapping with {', '.join(f'`{k}` ({inner(v)})' for k, v in schema['properties'].items())}"
         case "object":

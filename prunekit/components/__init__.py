@@ -6,6 +6,10 @@ from prunekit.components.context import (
     Context,
     Stateful,
 )
+from prunekit.components.curves import (
+    OverTime,
+    is_change,
+)
 from prunekit.components.effects import (
     DropMasks,
     Effect,
@@ -60,6 +64,7 @@ __all__ = [
     "NonNegative",
     "NonNegativeInt",
     "Observing",
+    "OverTime",
     "PerParameter",
     "Positive",
     "PositiveInt",
@@ -78,4 +83,5 @@ __all__ = [
     "Sparsity",
     "Stateful",
     "ZeroWeights",
+    "is_change",
 ]

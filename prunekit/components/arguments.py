@@ -17,6 +17,7 @@ from typing import Any
 import pydantic
 from pydantic import ConfigDict, TypeAdapter
 
+from prunekit.components.curves import Varies, varies, with_names, wrong_changes
 from prunekit.components.kinds import KINDS
 from prunekit.components.named_kind import named_kind
 from prunekit.components.types import SELECTS_NOTHING
@@ -70,10 +71,18 @@ def check_arguments(cls: type, kind: str, values: Mapping[str, Any], who: str = 
         if name not in known:
             yield ArgumentError(name, message=f"{who} has no argument {name!r}{did_you_mean(name, known)}")
     for name, argument in known.items():
-        if name in values:
+        if name in values and varies(argument.annotation):
+            yield from _check_changing(argument, values[name])
+        elif name in values:
             yield from check_value(argument.adapter(), values[name], (name,))
         elif argument.required:
             yield ArgumentError(message=f"{who} needs {name!r} ({type_name(argument.annotation)})")
+
+
+def _check_changing(argument: Argument, value: Any) -> Iterable[ArgumentError]:
+    """What is wrong with a value that may hold curves: with its data, or else with where its curves lead."""
+    wrong = list(check_value(argument.adapter(), with_names(value), (argument.name,)))
+    yield from wrong or (ArgumentError(argument.name, *e.keys, message=e.message) for e in wrong_changes(value))
 
 
 def check_value(adapter: TypeAdapter[Any], value: Any, path: tuple[str | int, ...]) -> Iterable[ArgumentError]:
@@ -136,6 +145,8 @@ def type_name(annotation: Any) -> str:
     """
     origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is typing.Annotated:
+        if any(isinstance(marker, Varies) for marker in inner[1:]):
+            return f"{type_name(typing.get_args(inner[0])[0])} | curve"
         named = named_kind(annotation)
         return type_name(inner[0]) if named is None else f"name of {named.described}"
     if origin in (typing.Union, types.UnionType):

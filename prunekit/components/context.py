@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 from torch.nn import Module
 
+from prunekit.components.curves import Change, value_at
 from prunekit.progress import Progress, Window
 
 
@@ -36,6 +37,14 @@ class Context:
     keys: Mapping[str, tuple[str | int, ...]]
     warn: Callable[..., None] = lambda message, **values: None
     activations: Mapping[str, int] = field(default_factory=dict)
+
+    def now(self, value: float | Change) -> float:
+        """The value of an argument of type `OverTime` at this moment of the window.
+
+        Raises:
+            ValueError: a curve leaves what lies between its ends.
+        """
+        return value_at(value, self.window.fraction(self.progress)) if isinstance(value, Mapping) else value
 
     def at_the_end(self) -> Context:
         """The same when the last active epoch of the window begins, to check what will be asked for then."""

@@ -23,7 +23,7 @@ NAMED = "x-prunekit-named"
 class NamedKind(Generic[T]):
     """A kind of things that have names in a schedule and are no components. A new one is such an object and a type:
 
-        CURVE = NamedKind("curve", "curves", CURVES, "a function (initial, final, fraction) -> sparsity", takes(3))
+        CURVE = NamedKind("curve", "curves", CURVES, "a function (initial, final, fraction) -> value", takes(3))
         CurveName = Annotated[Curve | str, ByName(CURVE)]
 
     Attributes:

@@ -17,7 +17,10 @@ from prunekit.plugins.lock import Entry
 from prunekit.plugins.registry import Found
 from prunekit.quantization.catalog import Catalog, catalog
 from prunekit.schedule.specs import ComponentSpec, PolicySpec
-from prunekit.schedule.yaml_source import Path_
+from prunekit.schedule.yaml_source import Path_, plain
+
+Keys = tuple[str | int, ...]
+"""The way to a value among a component's arguments: `("alpha", "curve")`."""
 
 
 @dataclass
@@ -103,13 +106,23 @@ class FoundComponent:
 
     Attributes:
         of_class: its class.
-        named: what its arguments name, by argument.
+        named: what its arguments name, by the keys that lead there.
         usable: every name in its arguments means something.
     """
 
     of_class: Used
-    named: Mapping[str, Used] = field(default_factory=dict)
+    named: Mapping[Keys, Used] = field(default_factory=dict)
     usable: bool = True
+
+    def arguments(self, args: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments with what they name in place of the names."""
+        there = plain(args) if any(len(keys) > 1 for keys in self.named) else dict(args)
+        for (*way, last), used in self.named.items():
+            inner: Any = there
+            for key in way:
+                inner = inner[key]
+            inner[last] = used.found.value
+        return there
 
     @property
     def of_plugins(self) -> list[Used]:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from prunekit.components.curves import (
+    CURVE,
+    CURVES,
+    Curve,
+    CurveName,
+)
 from prunekit.pruning.budgets import (
     Distribution,
     budgets,
@@ -10,10 +16,6 @@ from prunekit.pruning.budgets import (
     random_mask,
 )
 from prunekit.pruning.curves import (
-    CURVE,
-    CURVES,
-    Curve,
-    CurveName,
     FixedSparsity,
     GradualSparsity,
 )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from prunekit.components.curves import CURVE
 from prunekit.components.named_kind import NamedKind
-from prunekit.pruning.curves import CURVE
 from prunekit.pruning.granularity import GRANULARITY
 from prunekit.pruning.rankings import RANKING
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prunekit.pruning.curves import CURVE
+from prunekit.components.curves import CURVE
 from prunekit.pruning.granularity import GRANULARITY, Groups, Tiles, Units
 from prunekit.pruning.rankings import RANKING
 from prunekit.testing.laws import NotApplicable, law, listed, must

@@ -16,11 +16,11 @@ import torch
 from structlog.testing import capture_logs
 from torch.nn import Module
 
+from prunekit.components.curves import CURVES
 from prunekit.errors import ScheduleError
 from prunekit.plugins.loading import Plugins
 from prunekit.plugins.registry import Registry
 from prunekit.progress import Window
-from prunekit.pruning.curves import CURVES
 from prunekit.schedule.schedule import Schedule
 from prunekit.schedule.specs import ComponentSpec, PolicySpec
 from prunekit.scheduler import CompressionScheduler

@@ -236,7 +236,7 @@ def test_all_that_is_wrong_beside_a_name_is_told_with_it() -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("fake_odd:number", "is int 3, not a function (initial, final, fraction) -> sparsity"),
+        ("fake_odd:number", "is int 3, not a function (initial, final, fraction) -> value"),
         ("fake_odd:signed", "is function <function signed at …>, not a function (initial, final, fraction) -> …"),
         ("fake_odd:Needy", "is a class that can't be made without arguments: TypeError: …"),
         ("fake_odd:gone", "can't be imported from 'fake_odd:gone': AttributeError: …"),
@@ -431,7 +431,7 @@ def test_the_list_of_plugins_has_them_in_their_states(pieces: Install) -> None:
     assert ours[0]["reason"] == "so does prunekit 0.1.0; say fake-more:cubic"
     assert "fake_more" not in sys.modules
     [odd] = [row for row in rows("--check") if row["name"] == "odd"]
-    reason = "curve 'odd' of fake-more 2.0 is int 3, not a function (initial, final, fraction) -> sparsity"
+    reason = "curve 'odd' of fake-more 2.0 is int 3, not a function (initial, final, fraction) -> value"
     assert (odd["state"], odd["reason"]) == ("broken", reason)
 
 
@@ -459,7 +459,7 @@ def test_the_laws_are_tried_by_name() -> None:
     assert check_component("signed", kind="ranking").kept == ("finite_scores", "weight_untouched", "pure_function")
     for component, options, message in (
         ("late", {"sparsity": 1}, "a curve is not made with arguments, got 'sparsity'"),
-        (3, {"kind": "curve"}, r"curve 'int' is int 3, not a function \(initial, final, fraction\) -> sparsity"),
+        (3, {"kind": "curve"}, r"curve 'int' is int 3, not a function \(initial, final, fraction\) -> value"),
     ):
         with pytest.raises(PluginError, match=message):
             check_component(component, **options)

@@ -12,8 +12,8 @@ from oracle_replay import arrays
 
 from prunekit import ArgumentError, Progress, Window
 from prunekit.components import Context
+from prunekit.components.curves import cubic, exponential, linear, one_shot, through
 from prunekit.pruning import CURVES, FixedSparsity, GradualSparsity
-from prunekit.pruning.curves import cubic, exponential, linear, one_shot, through
 
 
 def at(epoch: int, window: Window) -> Context:

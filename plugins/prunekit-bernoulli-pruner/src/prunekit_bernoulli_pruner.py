@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from prunekit.components import Context, Probability
+from prunekit.components import Context, OverTime, Probability
 from prunekit.pruning import FixedSparsity, GradualSparsity, Groups, RankedPruner
 
 
@@ -55,7 +55,7 @@ class BernoulliFilterPruner(FixedSparsity, Bernoulli):
         desired_sparsity: the probability p with which a group is dropped, 0 to 1.
     """
 
-    desired_sparsity: Probability
+    desired_sparsity: OverTime[Probability]
 
 
 @dataclass(kw_only=True)

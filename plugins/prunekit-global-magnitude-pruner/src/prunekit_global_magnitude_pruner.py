@@ -39,9 +39,9 @@ class GlobalMagnitude:
         raise NotImplementedError(f"{type(self).__name__} must have FixedSparsity or GradualSparsity as a base")
 
     def check(self, parameters: Mapping[str, Parameter], context: Context) -> Iterator[ArgumentError]:
-        """An error where the floor leaves less to prune than is asked for at the end."""
+        """An error where the floor leaves less to prune than is asked for at either end."""
         number = sum(weight.numel() for weight in parameters.values())
-        sparsity = self.sparsity(context.at_the_end())
+        sparsity = max(self.sparsity(context), self.sparsity(context.at_the_end()))
         count, most = math.floor(sparsity * number), sum(map(self._most, parameters.values()))
         if count > most:
             what = f"{self.floor} of each tensor leaves {most} of {number} weights to prune"

@@ -78,7 +78,7 @@ class GreedyFilterPruner(FixedSparsity):
         if not inputs:
             context.warn("no input seen, nothing pruned", parameters=list(parameters), unusable=self._unusable)
             return {}
-        plan = _Plan.of(parameters, self.desired_sparsity, self.step)
+        plan = _Plan.of(parameters, self.sparsity(context), self.step)
         with _evaluating(context.model):
             trial = _Trial.of(context.model, parameters, inputs, ERRORS[self.criterion])
             if not all(trial.outputs):

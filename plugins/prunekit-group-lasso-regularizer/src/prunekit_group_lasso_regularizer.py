@@ -12,7 +12,7 @@ from torch.autograd import Function
 from torch.nn import Parameter
 
 from prunekit import ArgumentError
-from prunekit.components import Context, NonNegative, PerParameter
+from prunekit.components import Context, NonNegative, OverTime, PerParameter
 from prunekit.pruning import Groups, check_group_types, groups_of
 
 GroupType = Literal[
@@ -38,7 +38,7 @@ class GroupLassoRegularizer:
             are set to zero after each mini-batch.
     """
 
-    reg_regims: PerParameter[tuple[NonNegative, GroupType]]
+    reg_regims: PerParameter[tuple[OverTime[NonNegative], GroupType]]
     threshold_criteria: Literal["Mean_Abs", "Max"] | None = None
 
     def __post_init__(self) -> None:
@@ -58,7 +58,8 @@ class GroupLassoRegularizer:
         return check_group_types(parameters, group_types, get_args(GroupType), context)
 
     def penalty(self, parameters: Mapping[str, Parameter], context: Context) -> Tensor:
-        regimes = [context.settings[name] for name in parameters]
+        settings = [context.settings[name] for name in parameters]
+        regimes = [(context.now(strength), group) for strength, group in settings]
         total: Tensor = _GroupLasso.apply(  # type: ignore[no-untyped-call]
             regimes, torch.is_grad_enabled(), *parameters.values()
         )
@@ -71,7 +72,7 @@ class GroupLassoRegularizer:
             strength, group = context.settings[name]
             kept = torch.ones_like(weight, dtype=torch.bool)
             for groups in groups_of(weight, group):
-                kept &= groups.spread(self._magnitudes(weight, groups) > strength)
+                kept &= groups.spread(self._magnitudes(weight, groups) > context.now(strength))
             masks[name] = kept
         return masks
 

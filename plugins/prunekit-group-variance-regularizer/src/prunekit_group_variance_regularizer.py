@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from prunekit import ArgumentError
-from prunekit.components import Context, NonNegative, PerParameter
+from prunekit.components import Context, NonNegative, OverTime, PerParameter
 from prunekit.pruning import Groups, granularities
 
 GroupType = Literal["Channels"]
@@ -30,7 +30,7 @@ class GroupVarianceRegularizer:
             `Channels`, the input channels of a convolution.
     """
 
-    reg_regims: PerParameter[tuple[NonNegative, GroupType]]
+    reg_regims: PerParameter[tuple[OverTime[NonNegative], GroupType]]
 
     def check(self, parameters: Mapping[str, Parameter], context: Context) -> Iterator[ArgumentError]:
         """One error for each parameter that has no channels, or only one."""
@@ -49,7 +49,7 @@ class GroupVarianceRegularizer:
             for name, usable in zip(parameters, varied, strict=True):
                 if not usable:
                     context.warn("channels whose norms do not differ, no penalty", parameter=name)
-        strengths = [context.settings[name][0] for name in parameters]
+        strengths = [context.now(context.settings[name][0]) for name in parameters]
         terms = [
             torch.where(usable, strength / torch.where(usable, variance, 1), 0)
             for strength, variance, usable in zip(strengths, variances, varied, strict=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import Parameter
 
-from prunekit.components import Context, NonNegative, PerParameter
+from prunekit.components import Context, NonNegative, OverTime, PerParameter
 
 
 @dataclass
@@ -27,7 +27,7 @@ class L1Regularizer:
             weight has one magnitude: `Mean_Abs` and `Max` mean the same here.
     """
 
-    reg_regims: PerParameter[NonNegative]
+    reg_regims: PerParameter[OverTime[NonNegative]]
     threshold_criteria: Literal["Mean_Abs", "Max"] | None = None
 
     @property
@@ -36,12 +36,12 @@ class L1Regularizer:
         return self.threshold_criteria is not None
 
     def penalty(self, parameters: Mapping[str, Parameter], context: Context) -> Tensor:
-        strengths = [context.settings[name] for name in parameters]
+        strengths = [context.now(context.settings[name]) for name in parameters]
         total: Tensor = _WeightedL1.apply(strengths, *parameters.values())  # type: ignore[no-untyped-call]
         return total
 
     def compute_masks(self, parameters: Mapping[str, Parameter], context: Context) -> Mapping[str, Tensor]:
-        return {name: weight.abs() > context.settings[name] for name, weight in parameters.items()}
+        return {name: weight.abs() > context.now(context.settings[name]) for name, weight in parameters.items()}
 
 
 class _WeightedL1(Function):

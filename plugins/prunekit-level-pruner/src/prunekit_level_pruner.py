@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import Parameter
 
-from prunekit.components import Context, PerParameter, Sparsity
+from prunekit.components import Context, OverTime, PerParameter, Sparsity
 from prunekit.pruning import prune_smallest
 
 
@@ -25,11 +25,11 @@ class SparsityLevelParameterPruner:
             less than one element is left alone.
     """
 
-    levels: PerParameter[Sparsity]
+    levels: PerParameter[OverTime[Sparsity]]
 
     def compute_masks(self, parameters: Mapping[str, Parameter], context: Context) -> Mapping[str, Tensor]:
         return {
             name: prune_smallest(weight, count)
             for name, weight in parameters.items()
-            if (count := math.floor(context.settings[name] * weight.numel()))
+            if (count := math.floor(context.now(context.settings[name]) * weight.numel()))
         }

@@ -49,7 +49,7 @@ class NetworkSlimming:
         yield from errors
         scales = [parameters[name] for name in _shifts(context.model) if name in parameters]
         number, most = sum(scale.numel() for scale in scales), sum(map(self._most, scales))
-        sparsity = self.sparsity(context.at_the_end())
+        sparsity = max(self.sparsity(context), self.sparsity(context.at_the_end()))
         if not errors and math.floor(sparsity * number) > most:
             what = f"the layers keep {number - most} of {number} channels in any case, so {most} can go"
             yield ArgumentError("floor", message=f"{what}, and {sparsity} asks for {math.floor(sparsity * number)}")

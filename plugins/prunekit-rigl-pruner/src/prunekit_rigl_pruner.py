@@ -11,8 +11,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import Parameter
 
-from prunekit.components import Context, PositiveInt, Selectors, Sparsity
+from prunekit.components import Context, OverTime, PositiveInt, Selectors, Sparsity, is_change
 from prunekit.pruning import Distribution, budgets, draws, drop_lowest, grow_highest, random_mask
+
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 @dataclass(kw_only=True)
@@ -32,7 +34,8 @@ class RigLPruner:
             proportion to the sum of its dimensions over their product), `erdos-renyi` (the same over inputs and outputs
             alone) or `uniform` (the same density everywhere).
         delta_t: the mini-batches from one update to the next, ΔT.
-        alpha: the fraction α of the kept weights that the first update swaps, above 0, at most 1.
+        alpha: the fraction α of the kept weights that the first update swaps, 0 to 1. A curve is f itself, in place of
+            the cosine: `{curve: linear, from: 0.3, to: 0}`.
         t_end: the mini-batch T_end at which updates end, counted from the first of the window; by default they end with
             the window.
         seed: of the first masks; the same on all ranks and after a resume.
@@ -42,7 +45,7 @@ class RigLPruner:
     desired_sparsity: Sparsity
     initialization: Distribution = "erdos-renyi-kernel"
     delta_t: PositiveInt = 100
-    alpha: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.3
+    alpha: OverTime[Fraction] = 0.3
     t_end: PositiveInt | None = None
     seed: int = 0
     _started: bool = field(default=False, init=False, repr=False)
@@ -64,7 +67,8 @@ class RigLPruner:
         if not context.window.is_open(context.progress) or not self._next <= t < t_end:
             return None
         self._next = (t // self.delta_t + 1) * self.delta_t
-        fraction = self.alpha / 2 * (1 + math.cos(t * math.pi / t_end))
+        # A curve says itself how it decays.
+        fraction = context.now(self.alpha) * (1 if is_change(self.alpha) else (1 + math.cos(t * math.pi / t_end)) / 2)
         masks = {}
         for name, kept in self._budgets(parameters).items():
             mask, weight = context.masks.get(name), parameters[name]

@@ -247,7 +247,7 @@ def test_where_no_pruned_weight_has_a_gradient_the_mask_stays_and_a_warning_says
         ({"weights": []}, "weights", "selects nothing: name at least one parameter, or '*'"),
         ({"weights": "fc9.weight"}, "weights", "'fc9.weight' selects nothing in the model"),
         ({"desired_sparsity": 75}, "desired_sparsity", "must be less than or equal to 1, got 75"),
-        ({"alpha": 0}, "alpha", "must be greater than 0, got 0"),
+        ({"alpha": -1}, "alpha", "must be greater than or equal to 0, got -1"),
         ({"alpha": 1.1}, "alpha", "must be less than or equal to 1, got 1.1"),
         ({"delta_t": 0}, "delta_t", "must be greater than or equal to 1, got 0"),
         ({"t_end": 0}, "t_end", "must be greater than or equal to 1, got 0"),

@@ -10,8 +10,10 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import Parameter
 
-from prunekit.components import Context, Selectors, Sparsity
+from prunekit.components import Context, OverTime, Selectors, Sparsity
 from prunekit.pruning import Distribution, budgets, draws, drop_lowest, grow_highest, random_mask
+
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 
 
 @dataclass(kw_only=True)
@@ -29,7 +31,7 @@ class SETPruner:
         initialization: how the kept weights are shared out: `erdos-renyi` (equation 3: the density of a matrix is
             ε (n_out + n_in) / (n_out · n_in), with the ε that meets the sparsity), `erdos-renyi-kernel` (the same over
             all dimensions of a convolution) or `uniform` (the same density everywhere).
-        zeta: the fraction ζ of a tensor's kept weights that is swapped, above 0, at most 1.
+        zeta: the fraction ζ of a tensor's kept weights that is swapped, 0 to 1; the paper's stays the same.
         signs: `apart` drops the fraction ζ of the smallest that are positive (or zero) and of the largest that are
             negative, as Algorithm 1 does; `together` drops the fraction ζ that is closest to zero.
         seed: of the draws; the same on all ranks and after a resume.
@@ -38,7 +40,7 @@ class SETPruner:
     weights: Selectors
     desired_sparsity: Sparsity
     initialization: Distribution = "erdos-renyi"
-    zeta: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.3
+    zeta: OverTime[Fraction] = 0.3
     signs: Literal["apart", "together"] = "apart"
     seed: int = 0
     _moment: tuple[int, int] | None = field(default=None, init=False, repr=False)
@@ -47,13 +49,13 @@ class SETPruner:
         """Drawn masks where there are none yet, then rewired ones: once for each moment, however often it is asked."""
         last, self._moment = self._moment, (context.progress.epoch, context.progress.minibatch)
         shapes = {name: weight.shape for name, weight in parameters.items()}
-        kept = budgets(shapes, self.desired_sparsity, self.initialization)
+        kept, zeta = budgets(shapes, self.desired_sparsity, self.initialization), context.now(self.zeta)
         masks = {}
         for name, weight in parameters.items():
             mask = None if last is None else context.masks.get(name)
             if kept[name] < weight.numel() and (mask is None or last != self._moment):
                 chances = draws(weight, self.seed, context.progress, name)
-                masks[name] = random_mask(chances, kept[name]) if mask is None else self._left(mask, weight)
+                masks[name] = random_mask(chances, kept[name]) if mask is None else self._left(mask, weight, zeta)
                 masks[name] = grow_highest(masks[name], chances, kept[name])
         return masks
 
@@ -66,11 +68,11 @@ class SETPruner:
         moment = state["moment"]
         self._moment = None if moment is None else (moment[0], moment[1])
 
-    def _left(self, mask: Tensor, weight: Tensor) -> Tensor:
+    def _left(self, mask: Tensor, weight: Tensor, zeta: float) -> Tensor:
         """What of a mask is not dropped."""
         if self.signs == "together":
-            return drop_lowest(mask, weight.abs(), self.zeta)
+            return drop_lowest(mask, weight.abs(), zeta)
         negative = weight < 0
-        smallest = drop_lowest(mask & ~negative, weight, self.zeta)
-        largest = drop_lowest(mask & negative, -weight, self.zeta)
+        smallest = drop_lowest(mask & ~negative, weight, zeta)
+        largest = drop_lowest(mask & negative, -weight, zeta)
         return smallest | largest

@@ -235,7 +235,7 @@ def test_the_budget_is_kept_and_none_that_stays_is_closer_to_zero_than_one_of_it
         ({"weights": []}, "weights", "selects nothing: name at least one parameter, or '*'"),
         ({"weights": "fc9.weight"}, "weights", "'fc9.weight' selects nothing in the model"),
         ({"desired_sparsity": 75}, "desired_sparsity", "must be less than or equal to 1, got 75"),
-        ({"zeta": 0}, "zeta", "must be greater than 0, got 0"),
+        ({"zeta": -1}, "zeta", "must be greater than or equal to 0, got -1"),
         ({"zeta": 1.1}, "zeta", "must be less than or equal to 1, got 1.1"),
         ({"initialization": "erdos"}, "initialization", "got 'erdos'"),
         ({"signs": "both"}, "signs", "got 'both'"),

@@ -8,6 +8,7 @@ from typing import Any
 
 from prunekit.components.arguments import check_arguments, signature_of
 from prunekit.components.context import Context
+from prunekit.components.curves import CURVES, changes_in
 from prunekit.components.kinds import KINDS
 from prunekit.components.pruner import Accompanied
 from prunekit.components.selecting import GivenSelector, given_selectors, selecting_arguments
@@ -45,7 +46,7 @@ class Checker:
         """The policies that can be bound; also of the others everything is said that can be."""
         for spec in self._schedule.components:
             if found := self._found.get((spec.kind, spec.name)):
-                args = {**spec.args, **{argument: used.found.value for argument, used in found.named.items()}}
+                args = found.arguments(spec.args)
                 self._make(Made(spec, found.of_class.found, ".".join(spec.path), args), found.usable)
         checked = [self._policy(policy) for policy in self._schedule.policies]
         for policy in self._schedule.without_window:
@@ -102,6 +103,10 @@ class Checker:
         if "levels" not in signature_of(made.found.cls).parameters:
             self._problems.add(place, f"{made.spec.class_name} has no levels to replace", key=True)
             return made
+        for keys, change in changes_in(policy.args["levels"]):
+            if isinstance(change["curve"], str) and change["curve"] not in CURVES:
+                what = "is none of prunekit's own curves; one that is installed is for the component's own levels"
+                self._problems.add((*place, *keys, "curve"), f"{change['curve']!r} {what}")
         args = {**made.args, "levels": policy.args["levels"]}
         usable = self._found[made.spec.kind, made.spec.name].usable
         return self._make(Made(made.spec, made.found, f"policies.{policy.place}", args, levels=place), usable)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
-from prunekit.components.arguments import arguments_of
+from prunekit.components.arguments import Argument, arguments_of
+from prunekit.components.curves import CURVE, changes_in, varies
 from prunekit.components.named_kind import NamedKind, named_kind
-from prunekit.engine.checked import FoundComponent, Used
+from prunekit.engine.checked import FoundComponent, Keys, Used
 from prunekit.engine.problems import Problems
 from prunekit.errors import PluginError
 from prunekit.plugins.contract import must_be_component
@@ -47,20 +49,27 @@ def _find(spec: ComponentSpec, registry: Registry) -> Used:
 
 def _with_named(spec: ComponentSpec, cls: Used, registry: Registry, problems: Problems) -> FoundComponent:
     """The class, and what stands behind those of its arguments that are names."""
-    named: dict[str, Used] = {}
+    named: dict[Keys, Used] = {}
     usable = True
     for argument in arguments_of(cls.found.cls, spec.kind):
-        place, kind = (*spec.path, argument.name), named_kind(argument.annotation)
-        if kind is None:
-            continue
-        try:
-            used = _used(place, kind, spec.args.get(argument.name), registry)
-        except PluginError as error:
-            problems.add(place, str(error))
-            usable = False
-        else:
-            named |= {argument.name: used} if used is not None else {}
+        for keys, kind, value in _names(argument, spec.args.get(argument.name)):
+            place = (*spec.path, *keys)
+            try:
+                used = _used(place, kind, value, registry)
+            except PluginError as error:
+                problems.add(place, str(error))
+                usable = False
+            else:
+                named |= {keys: used} if used is not None else {}
     return FoundComponent(cls, named, usable)
+
+
+def _names(argument: Argument, value: Any) -> Iterator[tuple[Keys, NamedKind[Any], Any]]:
+    """What an argument takes by name, and the curves in one that may change over time, each with its keys."""
+    if kind := named_kind(argument.annotation):
+        yield (argument.name,), kind, value
+    for path, change in changes_in(value) if varies(argument.annotation) else ():
+        yield (argument.name, *path, "curve"), CURVE, change["curve"]
 
 
 def _used(place: Path_, kind: NamedKind[Any], value: object, registry: Registry) -> Used | None:
