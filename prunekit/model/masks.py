@@ -25,7 +25,8 @@ class Masks(Mapping[str, Tensor]):
     def __init__(self, parameters: Mapping[str, Parameter]) -> None:
         self.parameters: Mapping[str, Parameter] = dict(parameters)
         self._entries: dict[str, ParameterMask] = {}
-        self._enforced: list[EnforcedMasks] = []
+        self._enforced: dict[str, ParameterMask] = {}
+        self._groups: dict[frozenset[str] | None, list[EnforcedMasks]] = {}
         self._in_forward: list[ParameterMask] = []
         self._active: frozenset[str] = frozenset()
         self._stale = False
@@ -175,11 +176,14 @@ class Masks(Mapping[str, Tensor]):
 
     # Upkeep
 
-    def enforce(self) -> None:
-        """The optimizer has stepped: zero what is pruned. No synchronization with the device."""
-        if self._stale:
-            self._sort()
-        for group in self._enforced:
+    def enforce(self, only: frozenset[str] | None = None) -> None:
+        """The optimizer has stepped: zero what is pruned. No synchronization with the device.
+
+        Args:
+            only: the parameters to see to, such as those of one optimizer; all that have a mask, by default. Cheap
+                for a set that it was given before.
+        """
+        for group in self._groups_of(only):
             group.apply()
 
     def activate(self, names: Iterable[str]) -> None:
@@ -285,10 +289,19 @@ class Masks(Mapping[str, Tensor]):
         self._entries[name] = entry
         self._stale = True
 
+    def _groups_of(self, only: frozenset[str] | None) -> list[EnforcedMasks]:
+        """The masks of these parameters that hold after the step, sorted into as few calls as they need."""
+        if self._stale or any(group.moved for group in self._groups.get(only, ())):
+            self._sort()
+        if only not in self._groups:
+            chosen = [entry for name, entry in self._enforced.items() if only is None or name in only]
+            self._groups[only] = EnforcedMasks.groups(chosen)
+        return self._groups[only]
+
     def _sort(self) -> None:
-        self._enforced = EnforcedMasks.groups(
-            e for e in map(ParameterMask.enforced, self._entries.values()) if e is not None
-        )
+        enforced = {name: entry.enforced() for name, entry in self._entries.items()}
+        self._enforced = {name: entry for name, entry in enforced.items() if entry is not None}
+        self._groups.clear()
         self._in_forward = [e for n, e in self._entries.items() if e.acts(n in self._active)]
         self._stale = False
 

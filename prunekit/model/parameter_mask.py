@@ -66,6 +66,10 @@ class ParameterMask:
 
     def look(self) -> None:
         """Take the parameter's memory, which it shares with this view, as integers."""
+        # `model.half()` and `model.to(device)` leave the parameter what it is, and the factor as wide as it was.
+        if (self.factor.dtype, self.factor.device) != (_BITS[self.parameter.element_size()], self.parameter.device):
+            self.combine()
+            self.factor.copy_(_thin(self.mask))
         self.bits = _bits(self.parameter)
         self.address = self.parameter.data_ptr()
 
@@ -131,7 +135,9 @@ class EnforcedMasks:
 
     def __init__(self, entries: list[ParameterMask]) -> None:
         self.entries = entries
-        self.look()
+        self.addresses = [entry.address for entry in entries]
+        self.bits = [entry.bits for entry in entries]
+        self.factors = [entry.factor for entry in entries]
 
     @classmethod
     def groups(cls, entries: Iterable[ParameterMask]) -> list[EnforcedMasks]:
@@ -139,21 +145,17 @@ class EnforcedMasks:
         groups: dict[tuple[torch.device, torch.dtype], list[ParameterMask]] = {}
         # Last first: their weights the optimizer has just left in the cache, and forward begins with the first.
         for entry in reversed(list(entries)):
+            entry.look()
             groups.setdefault((entry.factor.device, entry.factor.dtype), []).append(entry)
         return [cls(group) for group in groups.values()]
 
-    def look(self) -> None:
-        """Take all parameters' memory as integers."""
-        for entry in self.entries:
-            entry.look()
-        self.addresses = [entry.address for entry in self.entries]
-        self.bits = [entry.bits for entry in self.entries]
-        self.factors = [entry.factor for entry in self.entries]
+    @property
+    def moved(self) -> bool:
+        """Whether somebody has given a parameter new memory: then it must be sorted in anew."""
+        return self.addresses != [entry.parameter.data_ptr() for entry in self.entries]
 
     def apply(self) -> None:
         """Zero what is masked."""
-        if self.addresses != [entry.parameter.data_ptr() for entry in self.entries]:
-            self.look()  # somebody gave a parameter new memory
         torch._foreach_mul_(self.bits, self.factors)
 
 
