@@ -24,6 +24,7 @@ class Windows:
 
     Attributes:
         open_within_epochs, close_within_epochs: whether a window may do so with a mini-batch.
+        any_open: whether any was open, or about to, when policies were last put on the bus.
     """
 
     def __init__(self, policies: Sequence[Policy], model: Module, ledger: Ledger, quantizers: Quantizers) -> None:
@@ -33,6 +34,7 @@ class Windows:
         # Attributes, not calls: each mini-batch asks, and mostly no window counts in these.
         self.open_within_epochs = any(policy.window.begin_hook == "on_minibatch_begin" for policy in policies)
         self.close_within_epochs = any(policy.window.end_hook == "on_minibatch_end" for policy in policies)
+        self.any_open = False
         self._prepare(BEFORE_TRAINING)
 
     def open(self, now: Progress, optimizer: Optimizer | None) -> None:
@@ -40,6 +42,7 @@ class Windows:
         # By identity: two policies of one component have its own hooks in common, which run once.
         live = {id(each): each for policy in self._policies for each in policy.implementations(now)}
         self._ledger.bus.set_live(live.values())
+        self.any_open = any(policy.window.is_open(now) or policy.window.prepares(now) for policy in self._policies)
         acting = [policy for policy in self._policies if policy.window.is_active(now)]
         self._ledger.masks.activate(n for p in acting if isinstance(p, PruningPolicy) for n in p.parameters)
         self._quantizers.open(now)

@@ -39,7 +39,9 @@ class QuantizedForward:
         self.weights: Mapping[Parameter, QuantizedWeight] = {}
         self.activations: Mapping[str, QuantizedActivation] = {}
         self.catalog: Catalog | None = None
-        self._changed: list[tuple[Module, type[Module]]] = []
+        self._wanted: tuple[Mapping[Parameter, QuantizedWeight], Mapping[str, QuantizedActivation], Catalog | None]
+        self._wanted, self._suspended = ({}, {}, None), 0
+        self._changed: list[tuple[Module, type[Module], type[Module]]] = []
 
     def activate(
         self,
@@ -51,10 +53,13 @@ class QuantizedForward:
 
         `catalog` says where the activations are; it is needed where there are any.
         """
+        self._wanted = weights, activations, catalog
+        if self._suspended:
+            return
         # The values compare by identity. New classes for the same ones would make torch.compile compile anew.
         if (weights, activations) == (self.weights, self.activations):
             return
-        self.clear()
+        self._take_back()
         self.weights, self.activations, self.catalog = weights, activations, catalog
         forwards = {} if catalog is None else forward_passes(catalog, activations)
         for module in self._model.modules() if weights or activations else ():
@@ -74,18 +79,23 @@ class QuantizedForward:
     @contextmanager
     def suspended(self) -> Iterator[None]:
         """All weights and activations are as they are, until the end of the block."""
-        weights, activations, catalog = self.weights, self.activations, self.catalog
-        self.clear()
+        self._take_back()
+        self._suspended += 1
         try:
             yield
         finally:
-            self.activate(weights, activations, catalog)
+            self._suspended -= 1
+            self.activate(*self._wanted)
 
     def clear(self) -> None:
         """All weights and activations are as they are."""
-        for module, cls in self._changed:
-            module.__class__ = cls
-            del vars(module)[_WEIGHTS]
+        self._wanted = {}, {}, self.catalog
+        self._take_back()
+
+    def _take_back(self) -> None:
+        for module, cls, own in self._changed:
+            _take_out(own, cls, module)
+            vars(module).pop(_WEIGHTS, None)
         self._changed.clear()
         self.weights, self.activations = {}, {}
 
@@ -94,9 +104,10 @@ class QuantizedForward:
     ) -> None:
         # Python looks up properties, and torch `forward` where it traces or compiles, on the class and never on the
         # object. The object itself must stay: the optimizer, hooks and whoever holds the module know it.
-        self._changed.append((module, type(module)))
+        own = _subclass(type(module), weights, forward)
+        self._changed.append((module, type(module), own))
         vars(module)[_WEIGHTS] = weights
-        module.__class__ = _subclass(type(module), weights, forward)
+        module.__class__ = own
 
 
 def _subclass(cls: type[Module], names: Iterable[str], forward: Callable[..., Any] | None) -> type[Module]:
@@ -106,6 +117,14 @@ def _subclass(cls: type[Module], names: Iterable[str], forward: Callable[..., An
     if forward is not None:
         own["forward"] = forward
     return type(f"Quantized{cls.__name__}", (cls,), own)
+
+
+def _take_out(own: type[Module], cls: type[Module], module: Module) -> None:
+    """A module's class is again what it was without the subclass of ours."""
+    if type(module) is own:
+        module.__class__ = cls
+    elif own in type(module).__bases__:  # a parametrization was added since, by a class of its own: it stays
+        type(module).__bases__ = tuple(cls if base is own else base for base in type(module).__bases__)
 
 
 def _property(name: str) -> property:
