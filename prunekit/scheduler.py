@@ -193,7 +193,7 @@ class CompressionScheduler:
         self._take(optimizer)
         self._in_minibatch, self._optimization_begun = True, False
         self._masks.end_forward()  # of a mini-batch that the loop left in the middle
-        if self._masks or self._windows.any_open:
+        if self._windows.any_open or self._masks:
             self._binding.follow()
         if self._windows.open_within_epochs:
             self._windows.open(self.progress, self.optimizer)

@@ -47,7 +47,7 @@ class Binding:
             self.look_up(self._ledger.bus.now())
 
     def look_up(self, now: Progress) -> None:
-        """Look all parameters up again, and put the masks back where somebody has written to weights.
+        """Look all parameters up again.
 
         Raises:
             PrunekitError: what no longer fits, all of it; nothing was changed.
@@ -59,7 +59,6 @@ class Binding:
         if self._has_changed():
             self._bind(found, known, now)
         self._remember(found)
-        self._ledger.masks.hold()
 
     # What does not fit
 

@@ -215,7 +215,7 @@ class Masks(Mapping[str, Tensor]):
             only: the parameters to see to, such as those of one optimizer; all that have a mask, by default. Cheap
                 for a set that it was given before.
         """
-        for group in self._groups_of(only):
+        for group in self._groups_of(only) if self._entries else ():
             group.apply()
 
     def hold(self) -> None:
@@ -241,6 +241,8 @@ class Masks(Mapping[str, Tensor]):
 
         Unmasked weights are set aside where asked.
         """
+        if not self._entries:
+            return
         self.hold()
         for entry in self._in_forward:
             # Copied, not divided by the scale afterwards: weights of 16 bits would not come back bit for bit.
@@ -335,7 +337,7 @@ class Masks(Mapping[str, Tensor]):
 
     def _groups_of(self, only: frozenset[str] | None) -> list[EnforcedMasks]:
         """The masks of these parameters that hold after the step, sorted into as few calls as they need."""
-        if self._stale or any(group.moved for group in self._groups.get(only, ())):
+        if self._stale or any([group.moved for group in self._groups.get(only, ())]):
             self._sort()
         if only not in self._groups:
             chosen = [entry for name, entry in self._enforced.items() if only is None or name in only]
