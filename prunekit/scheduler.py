@@ -314,12 +314,12 @@ class CompressionScheduler:
 
     def masked(self) -> AbstractContextManager[None]:
         """For evaluation and checkpoints: every mask applied, those that only the forward pass sees too."""
-        self._binding.follow()
+        self._binding.look_up(self.progress)
         return self._masks.applied()
 
     def sparsity(self, name: str | None = None) -> float:
         """The fraction of zeros in a parameter, or in all, counted from the tensors as a forward pass sees them."""
-        self._binding.follow()
+        self._binding.look_up(self.progress)
         parameters = must_have_values(Parameters.of(self.model).by_name, name)
         if name is not None:
             return self._masks.sparsity(name, self._quantizers.forward.read(parameters[name]))
@@ -333,7 +333,7 @@ class CompressionScheduler:
 
     def state_dict(self) -> dict[str, Any]:
         """Masks, component and policy state, learning rates and progress; `torch.load(weights_only=True)` reads it."""
-        self._binding.follow()
+        self._binding.look_up(self.progress)
         self._masks.hold()
         state = {
             "schedule": fingerprint(self.schedule),

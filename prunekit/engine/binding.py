@@ -85,9 +85,6 @@ class Binding:
         beside = name.rpartition(".")[0]
         new = [f"{n!r} {_shape(p)}" for n, p in known.items() if n not in self._known and n.startswith(beside)]
         hint = f"; new beside it: {', '.join(new)}" if new else ""
-        if self._quantizers.forward.weights.get(self._known[name]):
-            # torch reads a weight that it parametrizes by its name, and gets the quantized one.
-            hint += "; it is quantized: change the module within `with scheduler.quantized.suspended():`"
         return f"{name!r} {_shape(self._known[name])}, {self._user(name)}, is no parameter of the model any more{hint}"
 
     def _tied(self, known: Mapping[str, Parameter]) -> Iterator[str]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from prunekit.errors import PluginError, did_you_mean, shortened
+from prunekit.errors import PluginError, PrunekitError, did_you_mean, shortened
 from prunekit.model.parameter_mask import EnforcedMasks, ParameterMask, Zeros, count_nonzero, small
 from prunekit.model.parameters import without_values
 from prunekit.model.unmasked import Unmasked
@@ -243,6 +243,8 @@ class Masks(Mapping[str, Tensor]):
         """
         if not self._entries:
             return
+        if any(entry.address != entry.parameter.data_ptr() for entry in self._in_forward):
+            self._sort()
         self.hold()
         for entry in self._in_forward:
             # Copied, not divided by the scale afterwards: weights of 16 bits would not come back bit for bit.
@@ -337,7 +339,7 @@ class Masks(Mapping[str, Tensor]):
 
     def _groups_of(self, only: frozenset[str] | None) -> list[EnforcedMasks]:
         """The masks of these parameters that hold after the step, sorted into as few calls as they need."""
-        if self._stale or any([group.moved for group in self._groups.get(only, ())]):
+        if self._stale or any(group.moved for group in self._groups.get(only, ())):
             self._sort()
         if only not in self._groups:
             chosen = [entry for name, entry in self._enforced.items() if only is None or name in only]
@@ -345,6 +347,8 @@ class Masks(Mapping[str, Tensor]):
         return self._groups[only]
 
     def _sort(self) -> None:
+        if unfit := self.unfit(self.parameters):
+            raise PrunekitError("\n".join(unfit.values()))
         enforced = {name: entry.enforced() for name, entry in self._entries.items()}
         self._enforced = {name: entry for name, entry in enforced.items() if entry is not None}
         self._groups.clear()

@@ -5,6 +5,7 @@ Parameters keep their names and their float values, modules their places.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,8 @@ from prunekit.quantization.forward_passes import forward_passes
 from prunekit.quantization.values import QuantizedActivation, QuantizedWeight
 
 _WEIGHTS = "_prunekit_quantized_weights"
+_MOVING = ("register_parametrization", "remove_parametrizations")
+"""The functions of `torch.nn.utils.parametrize` that take a parameter out of a module to put it into another."""
 
 
 class QuantizedForward:
@@ -132,8 +135,12 @@ def _property(name: str) -> property:
 
     def read(module: Module) -> Tensor:
         # Of this very object: a copy or a replica of the module has a weight of its own.
-        weight = module._parameters[name]
-        assert weight is not None
+        weight = module._parameters.get(name)
+        if weight is None:
+            raise AttributeError(f"{type(module).__name__!r} object has no attribute {name!r}")
+        # torch moves a parameter by reading it under its name: what it reads is what it will train.
+        if not torch.compiler.is_compiling() and sys._getframe(1).f_code.co_name in _MOVING:
+            return weight
         quantized: Tensor = vars(module)[_WEIGHTS][name](weight)
         return quantized
 
