@@ -334,7 +334,8 @@ class CompressionScheduler:
     def state_dict(self) -> dict[str, Any]:
         """Masks, component and policy state, learning rates and progress; `torch.load(weights_only=True)` reads it."""
         self._binding.look_up(self.progress)
-        self._masks.hold()
+        if self._begun:
+            self._masks.hold()
         state = {
             "schedule": fingerprint(self.schedule),
             "plugins": dict(self._plugins),

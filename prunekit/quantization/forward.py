@@ -136,7 +136,7 @@ def _property(name: str) -> property:
     def read(module: Module) -> Tensor:
         # Of this very object: a copy or a replica of the module has a weight of its own.
         weight = module._parameters.get(name)
-        if weight is None:
+        if weight is None:  # as torch says it, which asks whether there is such an attribute
             raise AttributeError(f"{type(module).__name__!r} object has no attribute {name!r}")
         # torch moves a parameter by reading it under its name: what it reads is what it will train.
         if not torch.compiler.is_compiling() and sys._getframe(1).f_code.co_name in _MOVING:

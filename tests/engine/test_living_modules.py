@@ -134,3 +134,46 @@ def test_a_pruner_that_listens_hears_the_modules_that_were_put_in() -> None:
     assert (len(former._forward_hooks), len(model.relu._forward_hooks)) == (0, 1)
     replaced = {"level": "info", "event": "parameters replaced", "epoch": 0, "minibatch": 1}
     assert recorder.events("parameters replaced") == [{**replaced, "parameters": ["conv.weight", "conv.bias"]}]
+
+
+LAYERS: dict[str, Any] = {
+    "linear": lambda: nn.Linear(4, 6),
+    "convolution": lambda: nn.Conv2d(4, 6, 3),
+    "channels last": lambda: nn.Conv2d(4, 6, 3).to(memory_format=torch.channels_last),
+    "transposed convolution": lambda: nn.ConvTranspose1d(4, 6, 3),
+    "embedding": lambda: nn.Embedding(6, 4),
+    "recurrent": lambda: nn.LSTM(4, 6),
+    "attention": lambda: nn.MultiheadAttention(4, 2),
+    "normalization": lambda: nn.LayerNorm(4),
+}
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
+@pytest.mark.parametrize("layer", LAYERS)
+def test_every_layer_keeps_its_masks_and_so_does_an_optimizer_made_anew(layer: str, optimizer: Any) -> None:
+    make = LAYERS[layer]
+    model: Any = nn.Sequential(make())
+    scheduler = CompressionScheduler.from_dict(pruning(levels={"*": 0.5}), model, trace=SILENT)
+    scheduler.on_epoch_begin(0)
+    expected = {name: int((~mask).sum()) for name, mask in scheduler.masks.items()}
+    for minibatch, change in enumerate(
+        (lambda: assigned(model), lambda: model.double(), lambda: replaced(model, make))
+    ):
+        change()
+        anew = optimizer(model.parameters(), lr=0.1)
+        scheduler.on_minibatch_begin(0, minibatch, 3, anew)
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        before = {name: int((p[~scheduler.masks[name]] == 0).sum()) for name, p in model.named_parameters()}
+        anew.step()
+        after = {name: int((p[~scheduler.masks[name]] == 0).sum()) for name, p in model.named_parameters()}
+        scheduler.on_minibatch_end(0, minibatch, 3, anew)
+        assert (before, after) == (expected, expected)
+
+
+def assigned(model: nn.Module) -> None:
+    model.load_state_dict({name: torch.randn_like(tensor) for name, tensor in model.state_dict().items()}, assign=True)
+
+
+def replaced(model: Any, make: Any) -> None:
+    model[0] = make()
