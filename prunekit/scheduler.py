@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 
 from prunekit.components.loss_term import PolicyLoss
 from prunekit.components.origin import MaskChange, Result
+from prunekit.engine.binding import Binding
 from prunekit.engine.building.build import build
 from prunekit.engine.bus import EventBus
 from prunekit.engine.conflicts import exhausted, idle_policies, undecided
@@ -30,7 +31,7 @@ from prunekit.engine.windows import Windows
 from prunekit.errors import PrunekitError, ScheduleError, dotted
 from prunekit.model.masks import Masks
 from prunekit.model.optimizer import learning_rates, set_groups
-from prunekit.model.parameters import Parameters
+from prunekit.model.parameters import Parameters, must_have_values
 from prunekit.plugins.listeners import given_listeners
 from prunekit.plugins.loading import Plugins, core_entry, load_plugins
 from prunekit.plugins.lock import Lock
@@ -108,6 +109,7 @@ class CompressionScheduler:
             self._optimizers.add(optimizer)
         clashes = undecided(schedule, self._policies)
         self._windows = Windows(self._policies, model, self._ledger, self._quantizers, clashes)
+        self._binding = Binding(model, self._policies, self._ledger, self._quantizers)
 
     @classmethod
     def from_yaml(
@@ -183,6 +185,8 @@ class CompressionScheduler:
         """
         self._clock.begin_epoch(epoch)
         self._take(optimizer)
+        self._masks.end_forward()  # of a mini-batch that the loop left in the middle
+        self._binding.look_up(self.progress)
         # First, so that whoever becomes live hears this very event.
         self._windows.open(self.progress, self.optimizer)
         self._fire("on_epoch_begin")
@@ -196,6 +200,8 @@ class CompressionScheduler:
         self._take(optimizer)
         self._in_minibatch, self._optimization_begun = True, False
         self._masks.end_forward()  # of a mini-batch that the loop left in the middle
+        if self._windows.any_open or self._masks:
+            self._binding.follow()
         if self._windows.within_epochs:
             self._windows.open_within_epoch(self.progress, self.optimizer)
         self._fire("on_minibatch_begin")
@@ -347,11 +353,13 @@ class CompressionScheduler:
 
     def masked(self) -> AbstractContextManager[None]:
         """For evaluation and checkpoints: every mask applied, those that only the forward pass sees too."""
+        self._binding.look_up(self.progress)
         return self._masks.applied()
 
     def sparsity(self, name: str | None = None) -> float:
         """The fraction of zeros in a parameter, or in all, counted from the tensors as a forward pass sees them."""
-        parameters = Parameters.of(self.model).by_name
+        self._binding.look_up(self.progress)
+        parameters = must_have_values(Parameters.of(self.model).by_name, name)
         if name is not None:
             return self._masks.sparsity(name, self._quantizers.forward.read(parameters[name]))
         total = sum(parameter.numel() for parameter in parameters.values())
@@ -364,6 +372,9 @@ class CompressionScheduler:
 
     def state_dict(self) -> dict[str, Any]:
         """Masks, component and policy state, learning rates and progress; `torch.load(weights_only=True)` reads it."""
+        self._binding.look_up(self.progress)
+        if self._begun:
+            self._masks.hold()
         state = {
             "schedule": fingerprint(self.schedule),
             "plugins": dict(self._plugins),
@@ -389,6 +400,7 @@ class CompressionScheduler:
             StateError: the state belongs to another schedule or another model; nothing was changed.
         """
         check_fit(state, self.schedule, self._components, self.optimizer)
+        self._binding.look_up(self.progress)
         parameters = Parameters.of(self.model).by_name
         masks = fitting_masks(state, parameters)
         components = renamed(state["components"], state["parameters"], parameters)

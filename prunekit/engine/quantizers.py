@@ -12,8 +12,9 @@ from prunekit.components.effects import ModulesQuantized
 from prunekit.components.origin import Result
 from prunekit.engine.ledger import Ledger
 from prunekit.engine.policies import Policy, QuantizationPolicy
+from prunekit.errors import PrunekitError
 from prunekit.progress import Progress
-from prunekit.quantization.catalog import Catalog
+from prunekit.quantization.catalog import Catalog, catalog
 from prunekit.quantization.forward import QuantizedForward
 
 
@@ -23,14 +24,15 @@ class Quantizers:
     Args:
         policies: of the whole schedule.
         model: the network.
-        catalog: all in it that can be quantized, where a quantizer has asked.
+        found: all in it that can be quantized, where a quantizer has asked.
         ledger: keeps account of what becomes of the weights.
     """
 
-    def __init__(self, policies: Iterable[Policy], model: Module, catalog: Catalog | None, ledger: Ledger) -> None:
+    def __init__(self, policies: Iterable[Policy], model: Module, found: Catalog | None, ledger: Ledger) -> None:
         self.policies = [policy for policy in policies if isinstance(policy, QuantizationPolicy)]
         self.forward = QuantizedForward(model)
-        self._model, self._catalog, self._ledger = model, catalog, ledger
+        self._model, self._catalog, self._ledger = model, found, ledger
+        self._opened: Progress | None = None
         self._name = type(model).__name__  # before a quantizer makes a subclass of it
 
     def begin(self, progress: Progress, *, steps_only: bool = False) -> None:
@@ -41,10 +43,34 @@ class Quantizers:
 
     def open(self, progress: Progress) -> None:
         """Let weights and activations read as the quantizers whose window is open make of them."""
+        self._opened = progress
         live = [policy for policy in self.policies if policy.window.is_open(progress)]
         weights = {p.parameters[name]: weight for p in live for name, weight in p.quantized_weights.items()}
         activations = {name: activation for p in live for name, activation in p.quantized_activations.items()}
         self.forward.activate(weights, activations, self._catalog)
+
+    def looked_up(self) -> Catalog | None:
+        """The catalog of the model as it is now, where one is needed.
+
+        Raises:
+            PrunekitError: an activation that is quantized is gone.
+        """
+        quantized = {name: policy.origin.policy for policy in self.policies for name in policy.activations}
+        if not quantized:
+            return self._catalog
+        with self.forward.suspended():  # the forward passes that were put in place can't be looked into
+            found = catalog(self._model)
+        known = set(found.unwrapped_names.values())
+        if gone := [f"{name!r}, which {by} quantizes" for name, by in quantized.items() if name not in known]:
+            raise PrunekitError(f"no activation of the model any more: {', '.join(gone)}")
+        return found
+
+    def rebind(self, found: Catalog | None) -> None:
+        """The model has other parameters or modules than it had; `found` is what `looked_up` has said."""
+        self._catalog = found
+        if self._opened is not None:
+            self.forward.clear()  # also where the parameters are the same and stand in other modules
+            self.open(self._opened)
 
     def tell(self, policy: Policy, optimizer: Optimizer | None, progress: Progress) -> None:
         """A window opens: which module gets how many bits, and by which line of the schedule."""

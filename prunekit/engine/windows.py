@@ -27,6 +27,7 @@ class Windows:
 
     Attributes:
         within_epochs: whether windows may open and close with a mini-batch.
+        any_open: whether any was open, or about to, when policies were last put on the bus.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Windows:
         # An attribute, not a call: each mini-batch asks, and mostly no window is in steps.
         self.within_epochs = bool(self._in_steps)
         self._phases: list[tuple[bool, ...]] = []
+        self.any_open = False
         self._prepare(BEFORE_TRAINING)
 
     def open(self, now: Progress, optimizer: Optimizer | None) -> None:
@@ -61,6 +63,7 @@ class Windows:
         self._must_not_meet(policies, now)
         self._phases = [_phase(policy, now) for policy in self._in_steps]
         self._set_live(policies, now)
+        self.any_open = any(policy.window.is_open(now) or policy.window.prepares(now) for policy in policies)
         acting = [policy for policy in policies if policy.window.is_active(now)]
         self._ledger.masks.activate(n for p in acting if isinstance(p, PruningPolicy) for n in p.parameters)
         self._quantizers.begin(now, steps_only=steps_only)

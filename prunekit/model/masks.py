@@ -1,4 +1,7 @@
-"""The masks in force and their upkeep: exact zeros after every optimizer step, without a line in the loop."""
+"""The masks in force and their upkeep: exact zeros after every optimizer step, without a line in the loop.
+
+Long on purpose: a mask, the weights under it and what is set aside meanwhile change together, and nowhere else.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from prunekit.errors import PluginError, did_you_mean, shortened
+from prunekit.errors import PluginError, PrunekitError, did_you_mean, shortened
 from prunekit.model.parameter_mask import EnforcedMasks, ParameterMask, Zeros, count_nonzero, small
+from prunekit.model.parameters import without_values
+from prunekit.model.unmasked import Unmasked
 
 
 class Masks(Mapping[str, Tensor]):
@@ -25,11 +30,12 @@ class Masks(Mapping[str, Tensor]):
     def __init__(self, parameters: Mapping[str, Parameter]) -> None:
         self.parameters: Mapping[str, Parameter] = dict(parameters)
         self._entries: dict[str, ParameterMask] = {}
-        self._enforced: list[EnforcedMasks] = []
+        self._enforced: dict[str, ParameterMask] = {}
+        self._groups: dict[frozenset[str] | None, list[EnforcedMasks]] = {}
         self._in_forward: list[ParameterMask] = []
         self._active: frozenset[str] = frozenset()
         self._stale = False
-        self._copies: list[tuple[Parameter, Tensor]] = []
+        self._copies: list[Unmasked] = []
 
     def __getitem__(self, name: str) -> Tensor:
         entry = self._entries[name]
@@ -42,6 +48,27 @@ class Masks(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    # The parameters behind the names
+
+    def unfit(self, parameters: Mapping[str, Parameter]) -> dict[str, str]:
+        """Parameter -> what is wrong with it, of those with a mask that could not go on with these parameters.
+
+        All names must be there.
+        """
+        shapes = {name: (entry.mask.shape, parameters[name].shape) for name, entry in self._entries.items()}
+        return {
+            name: f"the mask of {name!r} is {tuple(mask)}, and the parameter is {tuple(shape)} now"
+            for name, (mask, shape) in shapes.items()
+            if mask != shape
+        }
+
+    def rebind(self, parameters: Mapping[str, Parameter]) -> None:
+        """The same masks on the parameters that bear these names now. All of them must fit."""
+        self.parameters = dict(parameters)
+        for name, entry in self._entries.items():
+            if entry.parameter is not self.parameters[name]:
+                self._put(name, entry.changed(parameter=self.parameters[name]))
 
     # What fits
 
@@ -63,7 +90,7 @@ class Masks(Mapping[str, Tensor]):
         """
         self._must_be_by_name(masks, "masks")
         for name, mask in masks.items():
-            shape = self.parameters[name].shape
+            shape = self._shape(name)
             if not _is_plain(mask) or mask.dtype != torch.bool or mask.shape != shape:
                 raise PluginError(f"the mask of {name!r} must be torch.bool {tuple(shape)}, got {_described(mask)}")
 
@@ -75,7 +102,7 @@ class Masks(Mapping[str, Tensor]):
         """
         self._must_be_by_name(values, "values")
         for name, value in values.items():
-            shape = self.parameters[name].shape
+            shape = self._shape(name)
             if not _is_plain(value) or not value.is_floating_point() or value.shape != shape:
                 raise PluginError(f"the values of {name!r} must be floating {tuple(shape)}, got {_described(value)}")
 
@@ -83,6 +110,12 @@ class Masks(Mapping[str, Tensor]):
         if not isinstance(tensors, Mapping):
             raise PluginError(f"{what} must be a mapping of parameter names to tensors, got {shortened(tensors)}")
         self.must_be_names(tensors)
+
+    def _shape(self, name: str) -> torch.Size:
+        parameter = self.parameters[name]
+        if what := without_values(parameter):
+            raise PluginError(f"{name!r} {what}")
+        return parameter.shape
 
     # Changes
 
@@ -175,36 +208,55 @@ class Masks(Mapping[str, Tensor]):
 
     # Upkeep
 
-    def enforce(self) -> None:
-        """The optimizer has stepped: zero what is pruned. No synchronization with the device."""
-        if self._stale:
-            self._sort()
-        for group in self._enforced:
+    def enforce(self, only: frozenset[str] | None = None) -> None:
+        """The optimizer has stepped: zero what is pruned. No synchronization with the device.
+
+        Args:
+            only: the parameters to see to, such as those of one optimizer; all that have a mask, by default. Cheap
+                for a set that it was given before.
+        """
+        for group in self._groups_of(only) if self._entries else ():
             group.apply()
+
+    def hold(self) -> None:
+        """Zero what is pruned where somebody has written to weights since that was done last.
+
+        The optimizer has not stepped since: a checkpoint was loaded, a layer initialized anew, a model moved.
+        """
+        # While unmasked weights are set aside, those in their place are as the forward pass is to see them.
+        for group in () if self._copies else self._groups_of(None):
+            if not group.is_intact:
+                group.apply()
 
     def activate(self, names: Iterable[str]) -> None:
         """The parameters whose policy acts in this epoch: only their forward-only masks are applied."""
         self._active = frozenset(names)
         self._stale = True
         for entry in self._entries.values():
-            if entry.factor.device != entry.parameter.device:
-                entry.combine()  # the model has moved
-                entry.fill()
+            if entry.address != entry.parameter.data_ptr():
+                entry.look()  # the model has moved
 
     def begin_forward(self) -> None:
-        """Apply the masks that only the forward pass sees, setting the unmasked weights aside where asked."""
-        if self._stale:
+        """Masks are in the weights: those that are enforced, and those that only the forward pass sees.
+
+        Unmasked weights are set aside where asked.
+        """
+        if not self._entries:
+            return
+        if any(entry.address != entry.parameter.data_ptr() for entry in self._in_forward):
             self._sort()
+        self.hold()
         for entry in self._in_forward:
-            if entry.restored:
-                # Copied, not divided by the scale afterwards: weights of 16 bits would not come back bit for bit.
-                self._copies.append((entry.parameter, entry.parameter.detach().clone()))
+            # Copied, not divided by the scale afterwards: weights of 16 bits would not come back bit for bit.
+            weights = entry.parameter.detach().clone() if entry.restored else None
             entry.apply_in_forward()
+            if weights is not None:
+                self._copies.append(Unmasked(entry, weights))
 
     def end_forward(self) -> None:
-        """Put the unmasked weights back, if any were set aside."""
-        for parameter, weights in self._copies:
-            parameter.detach().copy_(weights)
+        """Put the unmasked weights back, if any were set aside and nobody has written others since."""
+        for weights in self._copies:
+            weights.put_back()
         self._copies.clear()
 
     @contextmanager
@@ -229,8 +281,8 @@ class Masks(Mapping[str, Tensor]):
         `values` stand in for the parameter's own, where a quantizer makes others of them.
         """
         parameter, entry = self.parameters[name].detach() if values is None else values, self._entries.get(name)
-        if entry is not None and entry.only_in_forward:
-            parameter = parameter.masked_fill(~entry.mask, 0)
+        if entry is not None and (entry.only_in_forward or not entry.is_intact):
+            parameter = parameter.masked_fill(~entry.mask.to(parameter.device), 0)
         return (parameter.numel() - count_nonzero(parameter)) / max(parameter.numel(), 1)
 
     # State
@@ -285,10 +337,21 @@ class Masks(Mapping[str, Tensor]):
         self._entries[name] = entry
         self._stale = True
 
+    def _groups_of(self, only: frozenset[str] | None) -> list[EnforcedMasks]:
+        """The masks of these parameters that hold after the step, sorted into as few calls as they need."""
+        if self._stale or any(group.moved for group in self._groups.get(only, ())):
+            self._sort()
+        if only not in self._groups:
+            chosen = [entry for name, entry in self._enforced.items() if only is None or name in only]
+            self._groups[only] = EnforcedMasks.groups(chosen)
+        return self._groups[only]
+
     def _sort(self) -> None:
-        self._enforced = EnforcedMasks.groups(
-            e for e in map(ParameterMask.enforced, self._entries.values()) if e is not None
-        )
+        if unfit := self.unfit(self.parameters):
+            raise PrunekitError("\n".join(unfit.values()))
+        enforced = {name: entry.enforced() for name, entry in self._entries.items()}
+        self._enforced = {name: entry for name, entry in enforced.items() if entry is not None}
+        self._groups.clear()
         self._in_forward = [e for n, e in self._entries.items() if e.acts(n in self._active)]
         self._stale = False
 

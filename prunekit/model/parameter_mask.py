@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable
 from copy import copy
 from dataclasses import dataclass, field
+from functools import cached_property
+from operator import getitem
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,8 @@ _CHUNK = 2**16
 """How many weights are counted and zeroed at once: as many as stay in a core's cache."""
 _LONG = 16
 """From how many weights on a CPU multiplies them by one factor sooner than each by its own."""
+_PROBES = 4
+"""In how many parts of a parameter one masked weight is looked at, to see whether somebody has written to them."""
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """The integer that is as wide as a weight, by the bytes of the weight."""
 
@@ -43,6 +47,12 @@ class ParameterMask:
     factor: Tensor = field(init=False, default=_NO_FACTOR)
     bits: Tensor = field(init=False)
     address: int = field(init=False)
+    version: int = field(init=False, default=-1)
+    _probes: list[tuple[memoryview, int]] | None = field(init=False, default=None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy has memory of its own to look at, and nobody knows what was written there.
+        return {**vars(self), "version": -1, "_probes": None}
 
     def changed(self, **values: Any) -> ParameterMask:
         """The same with other values, and with all the memory that it needs. It shares this one's factor: `fill` it."""
@@ -66,8 +76,26 @@ class ParameterMask:
 
     def look(self) -> None:
         """Take the parameter's memory, which it shares with this view, as integers."""
+        # `model.half()` and `model.to(device)` leave the parameter what it is, and the factor as wide as it was.
+        if (self.factor.dtype, self.factor.device) != (_BITS[self.parameter.element_size()], self.parameter.device):
+            self.combine()
+            self.factor.copy_(_thin(self.mask))
         self.bits = _bits(self.parameter)
-        self.address = self.parameter.data_ptr()
+        self.address, self.version, self._probes = self.parameter.data_ptr(), -1, None
+
+    @property
+    def probes(self) -> list[tuple[memoryview, int]]:
+        """A few places in the parameter's memory that hold masked weights; none on another device than a CPU."""
+        if self._probes is None:
+            on_cpu = type(self.bits) is Tensor and self.bits.device.type == "cpu"
+            memory = _memory_of(self.bits) if on_cpu else memoryview(b"")
+            self._probes = [(memory, place) for place in _masked_places(self.mask, self.bits)] if on_cpu else []
+        return self._probes
+
+    @property
+    def is_intact(self) -> bool:
+        """Whether what is masked is still zero, as far as `EnforcedMasks.is_intact` can tell."""
+        return self.address == self.parameter.data_ptr() and EnforcedMasks([self]).is_intact
 
     def apply(self) -> None:
         """Zero what is masked."""
@@ -131,7 +159,10 @@ class EnforcedMasks:
 
     def __init__(self, entries: list[ParameterMask]) -> None:
         self.entries = entries
-        self.look()
+        self.parameters = [entry.parameter for entry in entries]
+        self.addresses = [entry.address for entry in entries]
+        self.bits = [entry.bits for entry in entries]
+        self.factors = [entry.factor for entry in entries]
 
     @classmethod
     def groups(cls, entries: Iterable[ParameterMask]) -> list[EnforcedMasks]:
@@ -139,22 +170,41 @@ class EnforcedMasks:
         groups: dict[tuple[torch.device, torch.dtype], list[ParameterMask]] = {}
         # Last first: their weights the optimizer has just left in the cache, and forward begins with the first.
         for entry in reversed(list(entries)):
+            if entry.address != entry.parameter.data_ptr():
+                entry.look()
             groups.setdefault((entry.factor.device, entry.factor.dtype), []).append(entry)
         return [cls(group) for group in groups.values()]
 
-    def look(self) -> None:
-        """Take all parameters' memory as integers."""
-        for entry in self.entries:
-            entry.look()
-        self.addresses = [entry.address for entry in self.entries]
-        self.bits = [entry.bits for entry in self.entries]
-        self.factors = [entry.factor for entry in self.entries]
+    @property
+    def moved(self) -> bool:
+        """Whether somebody has given a parameter new memory: then it must be sorted in anew."""
+        return self.addresses != [parameter.data_ptr() for parameter in self.parameters]
+
+    @property
+    def is_intact(self) -> bool:
+        """Whether all that is masked is still zero, as far as can be told without looking at all of it.
+
+        torch counts writes in place, but none through `.data` or numpy: those show in a few masked weights, which are
+        looked at where that costs no synchronization with a device.
+        """
+        if [parameter._version for parameter in self.parameters] != [entry.version for entry in self.entries]:
+            return False
+        # Read out of plain memory: a tensor takes a hundred times as long to say what one of its elements is.
+        return not any(map(getitem, *self._probes))
+
+    @cached_property
+    def _probes(self) -> tuple[list[memoryview], list[int]]:
+        probes = [probe for entry in self.entries for probe in entry.probes]
+        return [memory for memory, _ in probes], [place for _, place in probes]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key != "_probes"}
 
     def apply(self) -> None:
         """Zero what is masked."""
-        if self.addresses != [entry.parameter.data_ptr() for entry in self.entries]:
-            self.look()  # somebody gave a parameter new memory
         torch._foreach_mul_(self.bits, self.factors)
+        for entry, parameter in zip(self.entries, self.parameters, strict=True):
+            entry.version = parameter._version
 
 
 class Zeros:
@@ -232,3 +282,24 @@ def _memory(mask: Tensor, parameter: Parameter, memory: Tensor = _NO_FACTOR) -> 
 def _bits(parameter: Parameter) -> Tensor:
     """The parameter's memory as integers of its width."""
     return parameter.detach().view(_BITS[parameter.element_size()])
+
+
+def _memory_of(bits: Tensor) -> memoryview:
+    """The memory behind a tensor on a CPU from its first element on, whatever its strides."""
+    length = 1 + sum((size - 1) * stride for size, stride in zip(bits.shape, bits.stride(), strict=True))
+    values: Any = bits.as_strided((length if bits.numel() else 0,), (1,)).numpy()
+    return memoryview(values)
+
+
+def _masked_places(mask: Tensor, bits: Tensor) -> list[int]:
+    """Where in a parameter's memory masked weights lie: the first in each of a few parts of the mask."""
+    thin = _thin(mask)
+    keep, places = thin.numpy().reshape(-1), []
+    for part in range(_PROBES):
+        start, end = part * keep.size // _PROBES, (part + 1) * keep.size // _PROBES
+        # numpy stops at the first False.
+        first = start + int(keep[start:end].argmin()) if start < end else keep.size
+        if first < keep.size and not keep[first]:
+            index = np.unravel_index(first, thin.shape)
+            places.append(sum(int(i) * stride for i, stride in zip(index, bits.stride(), strict=True)))
+    return places

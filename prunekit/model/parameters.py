@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch.nn import Module, Parameter
+from torch.nn.parameter import is_lazy
 
+from prunekit.errors import PrunekitError
 from prunekit.model.layers import TRANSPOSED_CONVOLUTION, operation_of
 from prunekit.model.names import stable_name
 
@@ -35,6 +38,33 @@ class Parameters:
             else:
                 aliases[name] = first
         return cls(by_name, aliases)
+
+
+def without_values(parameter: Parameter) -> str | None:
+    """Why a parameter can't be worked on yet, and what is to be done; None where it can."""
+    if is_lazy(parameter):
+        return "has no shape before the first forward pass: run one batch through the model first"
+    if parameter.is_meta:
+        how = "model.to_empty(device=…) or model.load_state_dict(…, assign=True)"
+        return f"is on the device meta and has no values: give it some first, with {how}"
+    return None
+
+
+def must_have_values(parameters: Mapping[str, Parameter], name: str | None = None) -> dict[str, Parameter]:
+    """Parameters without those of lazy layers that have not run yet: they have no elements.
+
+    Args:
+        parameters: of a model, by name.
+        name: the only one that matters, and must not be lazy either.
+
+    Raises:
+        PrunekitError: one has no values.
+    """
+    for wanted, parameter in parameters.items():
+        skipped = is_lazy(parameter) if name is None else wanted != name
+        if not skipped and (what := without_values(parameter)):
+            raise PrunekitError(f"{wanted!r} {what}")
+    return {name: parameter for name, parameter in parameters.items() if not is_lazy(parameter)}
 
 
 def owners(model: Module) -> dict[str, Module]:

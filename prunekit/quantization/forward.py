@@ -5,6 +5,7 @@ Parameters keep their names and their float values, modules their places.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -18,6 +19,8 @@ from prunekit.quantization.forward_passes import forward_passes
 from prunekit.quantization.values import QuantizedActivation, QuantizedWeight
 
 _WEIGHTS = "_prunekit_quantized_weights"
+_MOVING = ("register_parametrization", "remove_parametrizations")
+"""The functions of `torch.nn.utils.parametrize` that take a parameter out of a module to put it into another."""
 
 
 class QuantizedForward:
@@ -39,7 +42,9 @@ class QuantizedForward:
         self.weights: Mapping[Parameter, QuantizedWeight] = {}
         self.activations: Mapping[str, QuantizedActivation] = {}
         self.catalog: Catalog | None = None
-        self._changed: list[tuple[Module, type[Module]]] = []
+        self._wanted: tuple[Mapping[Parameter, QuantizedWeight], Mapping[str, QuantizedActivation], Catalog | None]
+        self._wanted, self._suspended = ({}, {}, None), 0
+        self._changed: list[tuple[Module, type[Module], type[Module]]] = []
 
     def activate(
         self,
@@ -51,10 +56,13 @@ class QuantizedForward:
 
         `catalog` says where the activations are; it is needed where there are any.
         """
+        self._wanted = weights, activations, catalog
+        if self._suspended:
+            return
         # The values compare by identity. New classes for the same ones would make torch.compile compile anew.
         if (weights, activations) == (self.weights, self.activations):
             return
-        self.clear()
+        self._take_back()
         self.weights, self.activations, self.catalog = weights, activations, catalog
         forwards = {} if catalog is None else forward_passes(catalog, activations)
         for module in self._model.modules() if weights or activations else ():
@@ -74,18 +82,23 @@ class QuantizedForward:
     @contextmanager
     def suspended(self) -> Iterator[None]:
         """All weights and activations are as they are, until the end of the block."""
-        weights, activations, catalog = self.weights, self.activations, self.catalog
-        self.clear()
+        self._take_back()
+        self._suspended += 1
         try:
             yield
         finally:
-            self.activate(weights, activations, catalog)
+            self._suspended -= 1
+            self.activate(*self._wanted)
 
     def clear(self) -> None:
         """All weights and activations are as they are."""
-        for module, cls in self._changed:
-            module.__class__ = cls
-            del vars(module)[_WEIGHTS]
+        self._wanted = {}, {}, self.catalog
+        self._take_back()
+
+    def _take_back(self) -> None:
+        for module, cls, own in self._changed:
+            _take_out(own, cls, module)
+            vars(module).pop(_WEIGHTS, None)
         self._changed.clear()
         self.weights, self.activations = {}, {}
 
@@ -94,9 +107,10 @@ class QuantizedForward:
     ) -> None:
         # Python looks up properties, and torch `forward` where it traces or compiles, on the class and never on the
         # object. The object itself must stay: the optimizer, hooks and whoever holds the module know it.
-        self._changed.append((module, type(module)))
+        own = _subclass(type(module), weights, forward)
+        self._changed.append((module, type(module), own))
         vars(module)[_WEIGHTS] = weights
-        module.__class__ = _subclass(type(module), weights, forward)
+        module.__class__ = own
 
 
 def _subclass(cls: type[Module], names: Iterable[str], forward: Callable[..., Any] | None) -> type[Module]:
@@ -108,13 +122,25 @@ def _subclass(cls: type[Module], names: Iterable[str], forward: Callable[..., An
     return type(f"Quantized{cls.__name__}", (cls,), own)
 
 
+def _take_out(own: type[Module], cls: type[Module], module: Module) -> None:
+    """A module's class is again what it was without the subclass of ours."""
+    if type(module) is own:
+        module.__class__ = cls
+    elif own in type(module).__bases__:  # a parametrization was added since, by a class of its own: it stays
+        type(module).__bases__ = tuple(cls if base is own else base for base in type(module).__bases__)
+
+
 def _property(name: str) -> property:
     """Found before torch's own way to parameters, `Module.__getattr__`, which is only asked for what no class has."""
 
     def read(module: Module) -> Tensor:
         # Of this very object: a copy or a replica of the module has a weight of its own.
-        weight = module._parameters[name]
-        assert weight is not None
+        weight = module._parameters.get(name)
+        if weight is None:  # as torch says it, which asks whether there is such an attribute
+            raise AttributeError(f"{type(module).__name__!r} object has no attribute {name!r}")
+        # torch moves a parameter by reading it under its name: what it reads is what it will train.
+        if not torch.compiler.is_compiling() and sys._getframe(1).f_code.co_name in _MOVING:
+            return weight
         quantized: Tensor = vars(module)[_WEIGHTS][name](weight)
         return quantized
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from prunekit.components.selecting import GivenSelector
+from prunekit.engine.building.shapes import with_shapes
 from prunekit.engine.checked import BitsPlan, GivenModel, Made, Owned
 from prunekit.engine.problems import Problems
 from prunekit.quantization.quantizable import ModuleBits, Quantizable, QuantizesModules
@@ -22,7 +23,8 @@ def planned(made: Made, network: GivenModel, problems: Problems) -> tuple[Owned,
     if not modules and not wrong:
         what = f"{made.spec.class_name} quantizes nothing: it is given no bits for what there is"
         problems.add(made.class_path, what)
-    owned = Owned.of(_chosen(modules, made, network, problems), network)
+    chosen = with_shapes(_chosen(modules, made, network, problems), made, network, problems)
+    owned = Owned.of(chosen, network)
     activations = {
         catalog.unwrapped_names[name]: bits.activations for name, bits in modules.items() if bits.activations
     }

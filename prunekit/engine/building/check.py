@@ -14,6 +14,7 @@ from prunekit.components.pruner import Accompanied
 from prunekit.components.selecting import GivenSelector, given_selectors, selecting_arguments
 from prunekit.engine.building.bits import planned
 from prunekit.engine.building.find import FoundComponents
+from prunekit.engine.building.shapes import with_shapes
 from prunekit.engine.checked import BitsPlan, Checked, GivenModel, Made, Owned
 from prunekit.engine.policies import POLICIES
 from prunekit.engine.problems import Problems, text_of
@@ -158,4 +159,5 @@ class Checker:
             twice = f"{selector.text!r} stands in {argument!r} already" if selector.key[0] != argument else None
             if message := wrong.get(selector.text, twice):
                 self._problems.add(made.place(selector.key), message, key=selector.in_mapping)
-        return {name: first[text] for name, text in selection.chosen.items()}
+        chosen = {name: first[text] for name, text in selection.chosen.items()}
+        return with_shapes(chosen, made, network, self._problems)

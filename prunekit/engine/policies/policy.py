@@ -98,6 +98,12 @@ class Policy:
     def prepare(self, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> None:
         """Look out for what must be known later; asked before training too, and whenever windows may open."""
 
+    def rebind(
+        self, parameters: Mapping[str, Parameter], model: Module, masks: Mapping[str, Tensor], progress: Progress
+    ) -> None:
+        """The same names are borne by these parameters now, or the modules around them are others."""
+        self.parameters = parameters
+
     def end_training(self) -> None:
         """Leave nothing behind in the model."""
 

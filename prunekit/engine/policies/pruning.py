@@ -20,6 +20,7 @@ from prunekit.engine.checked import Checked, GivenModel
 from prunekit.engine.policies.checked_masks import chosen_masks, hands_off, must_own
 from prunekit.engine.policies.policy import Policy
 from prunekit.engine.problems import Problems, text_of
+from prunekit.errors import PrunekitError
 from prunekit.model.dataflow import following_batchnorms
 from prunekit.model.folding import folded_weight
 from prunekit.model.names import stable_name
@@ -31,13 +32,13 @@ class PruningPolicy(Policy):
     """Asks a pruner for masks: when an active epoch begins, and within it where `args` say so.
 
     With `fold_batchnorm` the pruner sees a convolution's weights times the factors of the batch normalization that
-    follows; `batchnorms` holds it by parameter name. The mask applies to the weights as they are.
+    follows; `batchnorms` says which one, parameter -> module. The mask applies to the weights as they are.
     """
 
     kind = PRUNER
     component: Pruner
     args: PrunerArguments = field(default_factory=PrunerArguments)
-    batchnorms: Mapping[str, Module] = field(default_factory=dict)
+    batchnorms: Mapping[str, str] = field(default_factory=dict)
     _started: bool = False
     _gradient_hooks: list[RemovableHandle] = field(default_factory=list)
     _listening: list[RemovableHandle] = field(default_factory=list)
@@ -73,6 +74,17 @@ class PruningPolicy(Policy):
         if not self.window.prepares(progress):
             _remove(self._listening)
         elif not self._listening:
+            self._listen(model, masks, progress)
+
+    def rebind(
+        self, parameters: Mapping[str, Parameter], model: Module, masks: Mapping[str, Tensor], progress: Progress
+    ) -> None:
+        super().rebind(parameters, model, masks, progress)
+        if self._gradient_hooks:
+            _remove(self._gradient_hooks)
+            self._mask_gradients(masks)
+        if self._listening:
+            _remove(self._listening)
             self._listen(model, masks, progress)
 
     def end_training(self) -> None:
@@ -147,7 +159,7 @@ class PruningPolicy(Policy):
         return self.args.skip_first_minibatch and progress.minibatch_of_run == 1
 
     def _prune(self, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> list[Effect]:
-        seen = {name: self._folded(name, parameter) for name, parameter in self.parameters.items()}
+        seen = {**self.parameters, **self._folded(model)}
         context = self.context(model, masks, progress)
         return self._effects(chosen_masks(self.component, seen, context, self.parameters), context)
 
@@ -163,11 +175,13 @@ class PruningPolicy(Policy):
                 effects.append(SetWeights(self.component.reconstruct(self.parameters, chosen, context)))
         return effects
 
-    def _folded(self, name: str, parameter: Parameter) -> Parameter:
-        batchnorm = self.batchnorms.get(name)
-        if batchnorm is None:
-            return parameter
-        return Parameter(folded_weight(parameter.detach(), batchnorm), requires_grad=False)
+    def _folded(self, model: Module) -> dict[str, Parameter]:
+        """The weights that a batch normalization follows, times its factors; looked up, for it may be replaced."""
+        modules = {stable_name(name): module for name, module in model.named_modules()} if self.batchnorms else {}
+        if missing := [name for name in self.batchnorms.values() if name not in modules]:
+            raise PrunekitError(f"fold_batchnorm: the model has no module {missing[0]!r} any more")
+        folded = {n: folded_weight(self.parameters[n].detach(), modules[norm]) for n, norm in self.batchnorms.items()}
+        return {name: Parameter(weight, requires_grad=False) for name, weight in folded.items()}
 
     def _mask_gradients(self, masks: Mapping[str, Tensor]) -> None:
         for name, parameter in self.parameters.items():
@@ -200,16 +214,15 @@ def _must_prune(checked: Checked, problems: Problems) -> None:
         problems.add(checked.place("args", "skip_first_minibatch"), message)
 
 
-def _batchnorms(checked: Checked, model: Module, problems: Problems) -> dict[str, Module]:
-    """The batch normalization that follows each owned weight's convolution."""
+def _batchnorms(checked: Checked, model: Module, problems: Problems) -> dict[str, str]:
+    """The name of the batch normalization that follows each owned weight's convolution."""
     place = checked.place("args", "fold_batchnorm")
     try:
         pairs = following_batchnorms(model)
     except Exception as error:
         problems.add(place, f"torch.fx can't trace the model to find what follows its convolutions: {text_of(error)}")
         return {}
-    modules = {stable_name(name): module for name, module in model.named_modules()}
-    following = {f"{stable_name(conv)}.weight": modules[stable_name(norm)] for conv, norm in pairs.items()}
+    following = {f"{stable_name(conv)}.weight": stable_name(norm) for conv, norm in pairs.items()}
     found = {name: following[name] for name in checked.owned.parameters if name in following}
     if not found:
         problems.add(place, "no batch normalization follows any of the convolutions that this policy prunes")
