@@ -43,6 +43,11 @@ class Masks(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._entries)
 
+    @property
+    def entries(self) -> Mapping[str, ParameterMask]:
+        """Parameter name -> its mask and how that is applied; to be read only."""
+        return self._entries
+
     # What fits
 
     def must_be_names(self, names: Iterable[str]) -> None:
