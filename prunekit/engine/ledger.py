@@ -69,8 +69,7 @@ class Ledger:
             raise
         # Only now: what was undone leaves no account.
         for each in told:
-            # What is before training counts to epoch 0, in the trace too.
-            self._keep_account(each, progress.trace_keys()["epoch"])
+            self._keep_account(each, progress.epoch)
 
     def add_terms(self, loss: Tensor, results: Iterable[Result]) -> Tensor:
         """The loss plus the terms returned."""
