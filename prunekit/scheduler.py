@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
+from inspect import ismodule
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NoReturn, TypeVar
@@ -79,8 +80,8 @@ class CompressionScheduler:
         self.schedule, self.model, self.optimizer = schedule, model, optimizer
         self.trace = trace or Trace()
         self._given = plugins = plugins or load_plugins()
-        self._given_listeners = tuple(listeners)
         given, unusable = given_listeners(listeners, plugins.listeners)
+        self._given_listeners = tuple(listener.implementation for listener in given)
         plugins = plugins.plus(given)
         built = build(schedule, plugins.registry, model, optimizer, epochs)
         if problems := [*schedule.problems(), *built.problems, *unusable, *plugins.problems]:
@@ -426,7 +427,8 @@ class CompressionScheduler:
         """
         must_be_copyable(self.model, memo, self._quantizers, self._in_minibatch and not self._clock.stepped)
         model, optimizer, trace = deepcopy((self.model, self.optimizer, self.trace), memo)
-        listeners = deepcopy(self._given_listeners, memo)
+        # A module is one in a process, as a class is.
+        listeners = [each if ismodule(each) else deepcopy(each, memo) for each in self._given_listeners]
         twin = type(self)(self.schedule, model, optimizer, trace=trace, plugins=self._given, listeners=listeners)
         twin.load_state_dict(self.state_dict())
         twin._in_minibatch, twin._optimization_begun = self._in_minibatch, self._optimization_begun

@@ -152,8 +152,19 @@ def _problem(name: str, found: list[str], there: Mapping[str, object], entry: Pa
         return f"{name!r} must be a tensor {shape}, got {shortened(value)}"
     if value.shape != entry.mask.shape:
         return f"{name!r} must have the shape {shape}, got {tuple(value.shape)}"
-    unusual = "on meta" if value.is_meta else str(value.layout) if value.layout != torch.strided else ""
+    unusual = _unusual(value)
     return f"{name!r} must be a dense tensor in memory, got one {unusual}" if unusual else ""
+
+
+def _unusual(tensor: Tensor) -> str:
+    """What keeps a tensor from being written to, or its zeros from being counted; empty where nothing does."""
+    if tensor.is_meta:
+        return "on meta"
+    if tensor.layout != torch.strided:
+        return f"that is {tensor.layout}"
+    if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
+        return "of which several elements are one place in memory"
+    return f"of {tensor.dtype}" if tensor.is_floating_point() and tensor.itemsize == 1 else ""
 
 
 def must_be_copyable(model: Module, memo: Mapping[int, object], quantizers: Quantizers, in_step: bool) -> None:

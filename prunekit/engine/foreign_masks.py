@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Module
+from torch.nn.parameter import is_lazy
 
 from prunekit.components.effects import TakeMasks
 from prunekit.components.origin import Origin, Result
@@ -106,7 +107,8 @@ def _of_model(state: Mapping[Any, Any], weights: Mapping[Any, Tensor]) -> tuple[
     if masks := _pruned_by_torch(state):
         return _BY_NAME, masks
     # Biases, and the shifts of normalization, begin as zeros that are to be trained.
-    kept = {name: weight.detach() != 0 for name, weight in weights.items() if weight.dim() > 1}
+    there = {name: w.detach() for name, w in weights.items() if not (is_lazy(w) or w.is_meta) and w.dim() > 1}
+    kept = {name: weight != 0 for name, weight in there.items()}
     return _ZEROS, {name: mask for name, mask in kept.items() if not mask.all()}
 
 

@@ -131,12 +131,17 @@ def test_all_that_does_not_fit_is_one_error_and_nothing_has_changed():
         pass
 
 
+IN_MEMORY = "'fc1.weight' must be a dense tensor in memory, got"
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [
         (None, "'fc1.weight' must be a tensor (8, 12), got None"),
-        (torch.ones(8, 12, device="meta"), "'fc1.weight' must be a dense tensor in memory, got one on meta"),
-        (torch.ones(8, 12).to_sparse(), "'fc1.weight' must be a dense tensor in memory, got one torch.sparse_coo"),
+        (torch.ones(8, 12, device="meta"), IN_MEMORY + " one on meta"),
+        (torch.ones(8, 12).to_sparse(), IN_MEMORY + " one that is torch.sparse_coo"),
+        (torch.ones(12).expand(8, 12), IN_MEMORY + " one of which several elements are one place in memory"),
+        (torch.ones(8, 12).to(torch.float8_e4m3fn), IN_MEMORY + " one of torch.float8_e4m3fn"),
     ],
 )
 def test_what_is_no_tensor_in_memory_does_not_fit(value, message):

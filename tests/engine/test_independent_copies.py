@@ -6,6 +6,7 @@ import copy
 import pickle
 from collections.abc import Callable, Mapping
 from io import BytesIO
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -217,6 +218,21 @@ def test_listeners_that_were_given_are_copied_too():
     twin, twin_counts = copy.deepcopy((run, counts))
     list(twin.epochs(3))
     assert (len(counts.changes), len(twin_counts.changes)) == (2, 3)
+
+
+def test_modules_and_classes_that_listen_go_on_in_the_copy():
+    module = ModuleType("hears")
+    module.heard = []
+
+    @hookimpl
+    def on_masks_changed(changes: Any) -> None:
+        module.heard.append(changes[0].parameter)
+
+    module.on_masks_changed = on_masks_changed
+    run, _ = begun(listeners=[module, Counts])
+    run.on_epoch_end(1)
+    list(copy.deepcopy(run).epochs(3))
+    assert module.heard == ["fc1.weight"] * 3
 
 
 class Holds(nn.Module):
