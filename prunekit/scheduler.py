@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from copy import deepcopy
+from inspect import ismodule
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, TypeVar, overload
+from typing import Any, Literal, NoReturn, TypeVar, overload
 
 from torch import Tensor
 from torch.nn import Module
@@ -21,6 +23,8 @@ from prunekit.engine.binding import Binding
 from prunekit.engine.building.build import build
 from prunekit.engine.bus import EventBus
 from prunekit.engine.conflicts import exhausted, idle_policies, undecided
+from prunekit.engine.copies import Copy, apply_masks, masked_copy, must_be_copyable
+from prunekit.engine.foreign_masks import foreign_masks
 from prunekit.engine.ledger import Ledger
 from prunekit.engine.optimizers import Optimizers
 from prunekit.engine.policies import Policy
@@ -80,8 +84,9 @@ class CompressionScheduler:
     ) -> None:
         self.schedule, self.model, self.optimizer = schedule, model, optimizer
         self.trace = trace or Trace()
-        plugins = plugins or load_plugins()
+        self._given = plugins = plugins or load_plugins()
         given, unusable = given_listeners(listeners, plugins.listeners)
+        self._given_listeners = tuple(listener.implementation for listener in given)
         plugins = plugins.plus(given)
         built = build(schedule, plugins.registry, model, optimizer, epochs, steps_per_epoch)
         if problems := [*schedule.problems(), *built.problems, *unusable, *plugins.problems]:
@@ -351,10 +356,34 @@ class CompressionScheduler:
         """Metrics of this epoch for what looks at them when it ends: `report(min=validation_loss, max=accuracy)`."""
         self._metrics = {**(self._metrics or {}), **metrics}
 
-    def masked(self) -> AbstractContextManager[None]:
-        """For evaluation and checkpoints: every mask applied, those that only the forward pass sees too."""
+    def masked(self, copy: Copy | None = None) -> AbstractContextManager[None]:
+        """For evaluation and checkpoints: every mask applied, those that only the forward pass sees too.
+
+        `copy`: another copy of the model (an EMA, say) or a state_dict, to be masked instead. What only the forward
+        pass sees is undone at the end; the zeros that are enforced stay.
+
+        Raises:
+            PrunekitError: on entering: the masks do not fit the copy, which has not been changed.
+        """
         self._binding.look_up(self.progress)
-        return self._masks.applied()
+        return self._masks.applied() if copy is None else masked_copy(copy, self._masks, self.model)
+
+    def apply_to(self, copy: Copy) -> Mapping[str, tuple[float, float]]:
+        """Put zeros where the masks are into another copy of the model, by name: an EMA, SWA, the best checkpoint.
+
+        The zeros that only the forward pass sees are put in too; its scales, and what quantizers make of weights, are
+        not. Doing it again changes nothing.
+
+        Args:
+            copy: a model, wrapped or not, or a `state_dict()`; its tensors are changed in place.
+
+        Returns:
+            Parameter name -> its sparsity before and after.
+
+        Raises:
+            PrunekitError: names or shapes that do not fit, all of them; nothing has been changed.
+        """
+        return apply_masks(copy, self._masks, self.model)
 
     def sparsity(self, name: str | None = None) -> float:
         """The fraction of zeros in a parameter, or in all, counted from the tensors as a forward pass sees them."""
@@ -367,6 +396,25 @@ class CompressionScheduler:
             self._masks.sparsity(n, self._quantizers.forward.read(p)) * p.numel() for n, p in parameters.items()
         )
         return zeros / max(total, 1)
+
+    def take_masks(self, source: object = None) -> None:
+        """Enforce masks from elsewhere, until a policy of this schedule sets others for the same parameters.
+
+        Args:
+            source: the state of a scheduler under any schedule; a mapping of names to masks, in any type in which they
+                are 0 and 1 (also the `state_dict()` of a model that `torch.nn.utils.prune` has pruned); a model or its
+                `state_dict()`, of which the zeros are taken that weights of two or more dimensions have. By default
+                the zeros of the weights that are being trained.
+
+        Raises:
+            StateError: what does not fit, all of it, or that there is nothing to take; nothing has been changed.
+        """
+        self._binding.follow()
+        taken = foreign_masks(source, self.model)
+        self.on_train_begin()
+        if taken.left_out:
+            self.trace.warning("weights zero all over, not taken", parameters=taken.left_out)
+        self._ledger.carry_out([taken.result], "take_masks", self.optimizer, self.progress)
 
     # State
 
@@ -424,6 +472,28 @@ class CompressionScheduler:
             self._quantizers.open(self.progress)  # whoever evaluates now sees what the last forward pass saw
         self.trace.info("state restored", **self.progress.trace_keys(), next_epoch=self._next_epoch)
         self._bus.fire("on_state_restored", state=state, progress=self.progress)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CompressionScheduler:
+        """A scheduler on copies of model, optimizer and given listeners, which goes on from here and writes no file.
+
+        Raises:
+            PrunekitError: it can't be copied, or not now; the message says what to do instead.
+        """
+        must_be_copyable(self.model, memo, self._quantizers, self._in_minibatch and not self._clock.stepped)
+        model, optimizer, trace = deepcopy((self.model, self.optimizer, self.trace), memo)
+        # A module is one in a process, as a class is.
+        listeners = [each if ismodule(each) else deepcopy(each, memo) for each in self._given_listeners]
+        twin = type(self)(self.schedule, model, optimizer, trace=trace, plugins=self._given, listeners=listeners)
+        twin.load_state_dict(self.state_dict())
+        twin._in_minibatch, twin._optimization_begun = self._in_minibatch, self._optimization_begun
+        twin._metrics = deepcopy(self._metrics)
+        return twin
+
+    def __reduce__(self) -> NoReturn:
+        raise PrunekitError(
+            "a scheduler can't be pickled, nor copied without its model: save its state_dict(), and load that into "
+            "another one of the same schedule"
+        )
 
     # Inside
 

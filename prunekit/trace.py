@@ -7,6 +7,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator, Mapping
+from copy import copy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +39,12 @@ class Trace:
             self._loggers.append(structlog.get_logger("prunekit") if logger == "application" else logger)
         if self.run_dir is not None:
             self.path = self.run_dir / FILE_NAME
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Trace:
+        """The same lines for the same loggers, and no folder: two runs in one file would be one tale."""
+        twin = copy(self)
+        twin.run_dir = twin.path = twin._file = None
+        return twin
 
     def debug(self, event: str, **values: Any) -> None:
         """A hook implementation has run."""

@@ -31,6 +31,7 @@ class RunOptions:
     locked: str | None
     run_dir: Path
     resume: bool
+    masks_from: Path | None
     name: str
 
     @property
@@ -49,6 +50,8 @@ def run_options(options: dict[str, Any]) -> RunOptions:
     folder, saved = given.get("resume"), {}
     if folder is not None and "run_dir" in given:
         raise usage_error("--resume goes on in its own folder: give no --run-dir")
+    if folder is not None and "masks_from" in given:
+        raise usage_error("--resume goes on with the masks of its checkpoint: give no --masks-from")
     if folder is not None:
         from prunekit.schedule.schedule import Schedule
         from prunekit.training.checkpoint import load_checkpoint
@@ -71,7 +74,7 @@ def run_options(options: dict[str, Any]) -> RunOptions:
     chosen["locked"] = chosen["locked"] and str(chosen["locked"])
     chosen["epochs"] = chosen["epochs"] or _default_epochs(schedule, chosen["app"], chosen["seed"])
     _check_device(chosen["device"])
-    return RunOptions(**chosen, run_dir=run_dir, resume=folder is not None)
+    return RunOptions(**chosen, run_dir=run_dir, resume=folder is not None, masks_from=given.get("masks_from"))
 
 
 def _scaled(schedule: Schedule | Path, factor: float) -> Schedule:

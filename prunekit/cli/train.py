@@ -43,6 +43,12 @@ if TYPE_CHECKING:
     default=None,
     help="Also train a twin with the schedule's learning rates alone, to compare with. Default: no.",
 )
+@click.option(
+    "--masks-from",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    metavar="RUN_DIR",
+    help="Enforce another run's masks until the schedule sets others. Weights come from the application.",
+)
 @trust_options
 @click.option(
     "--resume",
@@ -67,7 +73,7 @@ def _run(options: RunOptions) -> None:
     from prunekit.cli.report import report
 
     warn_of_unknown_disabled_names()
-    result = _train(options, options.schedule, options.run_dir, resume=options.resume)
+    result = _train(options, options.schedule, options.run_dir, resume=options.resume, masks_from=options.masks_from)
     if options.dense_baseline:
         result = replace(result, dense=_dense_twin(options))
         result.write()
@@ -75,7 +81,13 @@ def _run(options: RunOptions) -> None:
 
 
 def _train(
-    options: RunOptions, schedule: Schedule | Path, run_dir: Path, *, resume: bool, label: str = ""
+    options: RunOptions,
+    schedule: Schedule | Path,
+    run_dir: Path,
+    *,
+    resume: bool,
+    masks_from: Path | None = None,
+    label: str = "",
 ) -> TrainingResult:
     from prunekit.cli.display import Display
     from prunekit.errors import PrunekitError
@@ -94,6 +106,7 @@ def _train(
                 device=options.device,
                 trace_level=options.trace_level,
                 resume=resume,
+                masks_from=masks_from,
                 trust=trust_of(options.allow_plugins, options.locked),
                 settings=options.settings,
                 on_epoch=display.on_epoch,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any
 
@@ -172,6 +172,21 @@ class SetMasks(Effect):
         yield from _changed("masks changed", changes, origin)
         if self.left_out:
             yield Announcement("nothing pruned", {"parameters": list(self.left_out)})
+
+
+@dataclass(frozen=True)
+class TakeMasks(SetMasks):
+    """Masks from elsewhere (`source`), which the user takes: nobody is asked, and no hook implementation returns it."""
+
+    source: str = ""
+
+    @property
+    def proposed(self) -> Mapping[str, Tensor]:
+        return {}
+
+    def _carry_out(self, changes: Mapping[str, _Change], origin: Origin) -> Iterator[Announcement]:
+        for told in _changed("masks taken", changes, origin):
+            yield replace(told, values={**told.values, "source": self.source})
 
 
 @dataclass(frozen=True)

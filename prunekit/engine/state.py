@@ -45,7 +45,8 @@ def check_fit(
     if state["schedule"] != fingerprint(schedule):
         saved, now = state["schedule"].split("\n"), fingerprint(schedule).split("\n")
         difference = "\n".join(unified_diff(saved, now, "saved", "now", n=1, lineterm=""))
-        raise StateError(f"the state was saved under another schedule:\n{difference}")
+        way = "scheduler.take_masks(state) takes its masks alone"
+        raise StateError(f"the state was saved under another schedule ({way}):\n{difference}")
     if set(state["components"]) != set(stateful(components)):
         saved, now = sorted(state["components"]), sorted(stateful(components))
         raise StateError(f"the state holds what {saved} remembered; the components here are {now}")

@@ -49,6 +49,11 @@ class Masks(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._entries)
 
+    @property
+    def entries(self) -> Mapping[str, ParameterMask]:
+        """Parameter name -> its mask and how that is applied; to be read only."""
+        return self._entries
+
     # The parameters behind the names
 
     def unfit(self, parameters: Mapping[str, Parameter]) -> dict[str, str]:

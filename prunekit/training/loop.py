@@ -53,8 +53,10 @@ class Run:
         self.history: list[EpochResult] = []
         self.done, self.seconds_before, self.started = 0, 0.0, time.perf_counter()
 
-    def begin(self, checkpoint: Mapping[str, Any] | None, seed: int | None) -> None:
-        """Take up a checkpoint, or write the first."""
+    def begin(
+        self, checkpoint: Mapping[str, Any] | None, seed: int | None, foreign: Mapping[str, Any] | None = None
+    ) -> None:
+        """Take up a checkpoint, or write the first, with the masks of a state of another schedule in it."""
         if checkpoint is None and seed is not None:
             seed_everything(seed)
         if checkpoint is not None:
@@ -64,6 +66,8 @@ class Run:
             # Last, because listeners may have drawn numbers when they heard that training begins.
             set_random_states(checkpoint["random"], self.generators(), checkpoint["generators"])
         else:
+            if foreign is not None:
+                self.scheduler.take_masks(foreign)
             self.save()
         self.lock()
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from prunekit.components.kinds import KINDS, LR_SCHEDULER
+from prunekit.engine.foreign_masks import foreign_masks
 from prunekit.errors import PrunekitError, StateError
 from prunekit.plugins.loading import load_plugins
 from prunekit.plugins.trust import Trust
@@ -32,6 +33,7 @@ def train(
     device: str | torch.device | None = None,
     trace_level: Level = "info",
     resume: bool = False,
+    masks_from: str | Path | None = None,
     trust: Trust | None = None,
     listeners: Sequence[object] = (),
     settings: Mapping[str, Any] | None = None,
@@ -51,6 +53,8 @@ def train(
         device: where to train; where the model is, by default.
         trace_level: at `debug` each hook implementation leaves a line.
         resume: continue from the checkpoint in `run_dir`, bit for bit as if never stopped.
+        masks_from: the folder of another run, whose masks are enforced until the schedule sets others; the weights are
+            the application's. A run that is resumed has its own.
         trust: which plugins may be loaded; all that are installed, by default.
         listeners: objects, modules or classes with hook implementations, which run after those that are installed.
         settings: plain data to keep in the checkpoint, for whoever resumes.
@@ -60,12 +64,12 @@ def train(
 
     Raises:
         ScheduleError: every problem in the schedule and in how it fits the model; nothing has been trained or written.
-        StateError: there is no checkpoint to resume from, or it belongs to another run.
+        StateError: there is no checkpoint to resume from, or it belongs to another run; or the masks do not fit.
         PrunekitError: the folder already holds another run.
         TrainingInterrupted: Ctrl-C (a KeyboardInterrupt); the trace's last line says where.
     """
     folder = None if run_dir is None else Path(run_dir)
-    checkpoint = _checkpoint(folder, resume)
+    checkpoint, foreign = _checkpoint(folder, resume), _foreign_masks(masks_from, application, resume)
     warn = Warnings(on_warning or (lambda text: warnings.warn(text, stacklevel=4)))
     trace = Trace(folder, trace_level, logger=warn)
     if device is not None:
@@ -76,7 +80,7 @@ def train(
     run = Run(application, scheduler, trace, folder, {**(settings or {}), "epochs": epochs, "seed": seed})
     run.on_epoch, run.on_minibatch = on_epoch, on_minibatch
     with run.watched():
-        run.begin(checkpoint, seed)
+        run.begin(checkpoint, seed, foreign)
         return run.until(epochs)
 
 
@@ -110,6 +114,18 @@ def _checkpoint(folder: Path | None, resume: bool) -> dict[str, Any] | None:
     if (folder / CHECKPOINT).exists() or (folder / FILE_NAME).exists():
         raise PrunekitError(f"{str(folder)!r} already holds a run; resume it or choose another folder")
     return None
+
+
+def _foreign_masks(run_dir: str | Path | None, application: Application, resume: bool) -> Mapping[str, Any] | None:
+    """The state of another run's scheduler, whose masks fit."""
+    if run_dir is None:
+        return None
+    if resume:
+        raise StateError("a run that is resumed has its own masks: give no masks_from")
+    state: Mapping[str, Any] = load_checkpoint(run_dir)["scheduler"]
+    # Here, where nothing has been written: a run that fails later is one to be resumed.
+    foreign_masks(state, application.model)
+    return state
 
 
 def _scheduler(

@@ -24,6 +24,7 @@ from prunekit.errors import PrunekitError
 from prunekit.model.dataflow import following_batchnorms
 from prunekit.model.folding import folded_weight
 from prunekit.model.names import stable_name
+from prunekit.model.own_hooks import keep_to_module
 from prunekit.progress import Progress
 
 
@@ -133,7 +134,8 @@ class PruningPolicy(Policy):
     def _listen(self, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> None:
         assert isinstance(self.component, Listening)
         try:
-            self._listening += self.component.listen(self.parameters, self.context(model, masks, progress))
+            for handle in self.component.listen(self.parameters, self.context(model, masks, progress)):
+                self._listening.append(keep_to_module(handle))
         except Exception as error:
             _remove(self._listening)
             error.add_note(f"raised in listen by {self.origin}")
