@@ -1,9 +1,10 @@
 """Time: where training stands, and the window in which a policy acts. Integers only, and nobody else computes with it.
 
-A window has a unit of its own, the epoch. It is asked with a `Progress`, never with a number, so that whoever asks need
-not know which unit it is: curves take `fraction`, learning rates `time`, the scheduler `begin_hook` and `end_hook`.
+A window has a unit of its own: the epoch, or the step of the optimizer. It is asked with a `Progress`, never with a
+number, so that whoever asks need not know which unit it is: curves take `fraction`, learning rates `time`, the
+scheduler `begin_hook` and `end_hook`.
 
-Long on purpose: all arithmetic on epochs and mini-batches stands here, so that no other module does any.
+Long on purpose: all arithmetic on epochs, mini-batches and steps stands here, so that no other module does any.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 
 class Progress(NamedTuple):
@@ -59,7 +60,7 @@ class Progress(NamedTuple):
         return {"epoch": max(self.epoch, 0), **within}
 
 
-BEFORE_TRAINING = Progress(-1, step=-1)
+BEFORE_TRAINING = Progress(-1)
 """Before all epochs and steps: the first window that opens may be prepared for from here on."""
 
 
@@ -110,22 +111,22 @@ class Clock:
 class Window:
     """When a policy acts: in the epochs `range(starting_epoch, ending_epoch, frequency)`, or in the ones listed.
 
+    The same in steps of the optimizer: `range(starting_step, ending_step, frequency)`, or the ones listed. Below, "one"
+    is an active epoch, or an active step: a step begins with its first mini-batch, and ends when it has been taken.
+
     >>> list(Window(0, 7, 2).active), list(Window(epochs=[3, 5]).active)
     ([0, 2, 4, 6], [3, 5])
+    >>> Window(starting_step=500, ending_step=2500, frequency=1000).active, Window(steps=[7]).active
+    (range(500, 2500, 1000), (7,))
 
     Attributes:
-        unit: what it counts in, and the name of that in `Progress`.
-        begin_hook: the hook with which one of these begins.
-        end_hook: the hook with which one of these ends.
+        unit: what it counts in, and the name of that in `Progress`: `"epoch"` or `"step"`.
 
     Raises:
-        ValueError: no epoch is active, or epochs are negative or do not ascend.
+        ValueError: nothing is active, numbers are negative or do not ascend, or some are epochs and others steps.
     """
 
-    unit: ClassVar[str] = "epoch"
-    begin_hook: ClassVar[str] = "on_epoch_begin"
-    end_hook: ClassVar[str] = "on_epoch_end"
-
+    unit: str
     _start: int
     _end: int  # itself never active
     _frequency: int
@@ -133,25 +134,36 @@ class Window:
 
     def __init__(
         self,
-        starting_epoch: int = 0,
-        ending_epoch: int = 0,
+        starting_epoch: int | None = None,
+        ending_epoch: int | None = None,
         frequency: int = 1,
         *,
         epochs: Sequence[int] | None = None,
+        starting_step: int | None = None,
+        ending_step: int | None = None,
+        steps: Sequence[int] | None = None,
     ) -> None:
-        if epochs is not None:
-            if not epochs or epochs[0] < 0 or any(a >= b for a, b in pairwise(epochs)):
-                raise ValueError(f"epochs must be ascending, not negative and at least one, got {list(epochs)}")
-            starting_epoch, ending_epoch, frequency = epochs[0], epochs[-1] + 1, 1
-        if not 0 <= starting_epoch < ending_epoch:
-            raise ValueError(f"0 <= starting_epoch < ending_epoch must hold, got {starting_epoch} and {ending_epoch}")
+        forms = {"epoch": (starting_epoch, ending_epoch, epochs), "step": (starting_step, ending_step, steps)}
+        units = [unit for unit, values in forms.items() if any(value is not None for value in values)]
+        if len(units) > 1:
+            raise ValueError("a window is in epochs or in steps, not in both")
+        unit = units[0] if units else "epoch"
+        start, end, listed = forms[unit]
+        if listed is not None:
+            if not listed or listed[0] < 0 or any(a >= b for a, b in pairwise(listed)):
+                raise ValueError(f"{unit}s must be ascending, not negative and at least one, got {list(listed)}")
+            start, end, frequency = listed[0], listed[-1] + 1, 1
+        start, end = start or 0, end or 0
+        if not 0 <= start < end:
+            raise ValueError(f"0 <= starting_{unit} < ending_{unit} must hold, got {start} and {end}")
         if frequency < 1:
             raise ValueError(f"frequency must be at least 1, got {frequency}")
         # A frozen dataclass refuses plain assignments, also those of its own constructor.
-        object.__setattr__(self, "_start", starting_epoch)
-        object.__setattr__(self, "_end", ending_epoch)
+        object.__setattr__(self, "unit", unit)
+        object.__setattr__(self, "_start", start)
+        object.__setattr__(self, "_end", end)
         object.__setattr__(self, "_frequency", frequency)
-        object.__setattr__(self, "_listed", None if epochs is None else tuple(epochs))
+        object.__setattr__(self, "_listed", None if listed is None else tuple(listed))
 
     def __repr__(self) -> str:
         return f"Window({', '.join(f'{key}={value}' for key, value in self.to_dict().items())})"
@@ -163,73 +175,95 @@ class Window:
         {'starting_epoch': 0, 'ending_epoch': 7, 'frequency': 2}
         """
         if self._listed is not None:
-            return {"epochs": list(self._listed)}
-        return {"starting_epoch": self._start, "ending_epoch": self._end, "frequency": self._frequency}
+            return {f"{self.unit}s": list(self._listed)}
+        return {f"starting_{self.unit}": self._start, f"ending_{self.unit}": self._end, "frequency": self._frequency}
 
     @property
     def active(self) -> Sequence[int]:
-        """The active epochs, ascending."""
+        """The active epochs or steps, ascending."""
         return range(self._start, self._end, self._frequency) if self._listed is None else self._listed
+
+    @property
+    def begin_hook(self) -> str:
+        """The hook with which one begins."""
+        return "on_minibatch_begin" if self.in_steps else "on_epoch_begin"
+
+    @property
+    def end_hook(self) -> str:
+        """The hook with which one ends."""
+        return "on_minibatch_end" if self.in_steps else "on_epoch_end"
+
+    @property
+    def in_steps(self) -> bool:
+        """Whether it counts steps: it opens and closes within epochs."""
+        return self.unit == "step"
 
     @property
     def _last(self) -> int:
         return self.active[-1]
 
-    # All comparisons ask this: a window that counts in something else than epochs replaces it.
-    def _now(self, progress: Progress) -> int:
-        return progress.epoch
+    # Where does a moment lie? Between two steps it lies in none: the former is `_now`, and the one to come `_coming`.
 
-    # Where does a moment lie?
+    def _now(self, progress: Progress) -> int:
+        return progress.step - (progress.minibatch_of_step < 0) if self.in_steps else progress.epoch
+
+    def _coming(self, progress: Progress) -> int:
+        return progress.step if self.in_steps else progress.epoch
 
     def is_active(self, progress: Progress) -> bool:
         """Whether the policy acts now."""
-        return self._now(progress) in self.active
+        now = self._now(progress)
+        return now == self._coming(progress) and now in self.active
 
     def is_open(self, progress: Progress) -> bool:
-        """Whether it is the first active epoch, the last, or any between them."""
+        """Whether it is the first one, the last, or any moment between them."""
         # Not up to `_end`: with a frequency the last active epoch may lie well before that.
-        return self._start <= self._now(progress) <= self._last
+        return self._start <= self._now(progress) and self._coming(progress) <= self._last
 
     def is_last(self, progress: Progress) -> bool:
-        """Whether it is the last active epoch."""
-        return self._now(progress) == self._last
+        """Whether it is the last one."""
+        return self._now(progress) == self._last == self._coming(progress)
 
     def is_last_minibatch(self, progress: Progress) -> bool:
-        """Whether it is the last mini-batch of the last active epoch."""
-        return self.is_last(progress) and progress.is_last_minibatch
+        """Whether it is the last mini-batch of the last one: in steps, the one in which that has been taken."""
+        return self.is_last(progress) and (progress.stepped if self.in_steps else progress.is_last_minibatch)
 
     def begins(self, progress: Progress) -> bool:
-        """Whether an active epoch begins now (asked in `begin_hook` or within an epoch)."""
-        return self.is_active(progress) and progress.minibatch < 0
+        """Whether one begins now (asked in `begin_hook` or within an epoch)."""
+        within = progress.minibatch >= 0
+        first = within and progress.minibatch_of_step == 0 and not progress.stepped if self.in_steps else not within
+        return first and self.is_active(progress)
 
     def ends(self, progress: Progress) -> bool:
-        """Whether the last active epoch has ended now (asked in `end_hook` or within an epoch)."""
-        return self.is_last(progress) and progress.minibatch < 0
+        """Whether the last one has ended now (asked in `end_hook` or within an epoch)."""
+        return self.is_last(progress) and (progress.stepped if self.in_steps else progress.minibatch < 0)
 
     def prepares(self, progress: Progress) -> bool:
-        """Whether what happens now may count when something is chosen: from the epoch before the first active one on.
+        """Whether what happens now may count when something is chosen: from the epoch, or step, before the first on.
 
         >>> [epoch for epoch in range(9) if Window(3, 6).prepares(Progress(epoch))]
         [2, 3, 4, 5]
         """
-        return self._start - 1 <= self._now(progress) <= self._last
+        return self._start - 1 <= self._now(progress) and self._coming(progress) <= self._last
 
     # How much time has passed?
 
     def time(self, progress: Progress) -> int:
-        """Epochs of the run that are over now that one begins: what learning rates are a function of."""
-        return self._now(progress)
+        """Epochs, or steps, of the run that are over now that one begins: what learning rates are a function of."""
+        return self._coming(progress)
 
     def time_after(self, progress: Progress) -> int:
-        """Epochs of the run that are over now that one ends."""
-        return self._now(progress) + 1
+        """Epochs, or steps, of the run that are over now that one ends: not more than when it began if gradients are
+        still being accumulated.
+        """
+        return progress.step + progress.stepped if self.in_steps else progress.next_epoch
 
     def elapsed(self, progress: Progress) -> int:
-        """Epochs from the first active one to now: 0 in it."""
+        """Epochs, or steps, from the first one to now: 0 in it."""
         return self._now(progress) - self._start
 
     def fraction(self, progress: Progress) -> float:
-        """How far the window has come: 0 in the first active epoch, 1 in the last (and where there is only one).
+        """How far the window has come: 0 in the first one, 1 in the last (and where there is only one).
 
         >>> [Window(2, 9, 3).fraction(Progress(epoch)) for epoch in (2, 5, 8)]
         [0.0, 0.5, 1.0]
@@ -238,18 +272,20 @@ class Window:
         return self.elapsed(progress) / span if span else 1.0
 
     def minibatches_elapsed(self, progress: Progress) -> int:
-        """Mini-batches from the first of the first active epoch to now: 0 in it."""
+        """Mini-batches from the first of the first active epoch to now, or steps from the first one: 0 in it."""
+        if self.in_steps:
+            return self.elapsed(progress)
         return progress.minibatch_of_run - self._start * progress.minibatches_per_epoch
 
     def minibatches(self, progress: Progress) -> int:
-        """How many mini-batches it is open for; 0 while unknown."""
-        return (self._last - self._start + 1) * progress.minibatches_per_epoch
+        """How many mini-batches it is open for, or steps; 0 while unknown."""
+        return (self._last - self._start + 1) * (1 if self.in_steps else progress.minibatches_per_epoch)
 
-    # What is known of it beforehand?
+    # What is known of it beforehand? Of steps only as much as is known of how many an epoch has.
 
     @property
     def length(self) -> int:
-        """Epochs from the first active one to its end; every `frequency`-th of them is active.
+        """Epochs, or steps, from the first one to its end; every `frequency`-th of them is active.
 
         >>> Window(2, 9, 3).length, Window(epochs=[3, 5]).length
         (7, 3)
@@ -258,52 +294,73 @@ class Window:
 
     @property
     def acts_once(self) -> bool:
-        """Whether there is but one active epoch."""
+        """Whether there is but one."""
         return len(self.active) == 1
 
     @property
     def opens_at_start(self) -> bool:
-        """Whether the very first epoch of training is active."""
+        """Whether the very first epoch, or step, of training is active."""
         return self._start == 0
 
     @property
     def opening(self) -> Progress:
-        """The moment at which it opens."""
-        return Progress(self._start)
+        """The moment at which it opens; of a window in steps nobody knows the epoch."""
+        return self._beginning(self._start)
 
     @property
     def closing(self) -> Progress:
-        """The moment at which the last active epoch begins."""
-        return Progress(self._last)
+        """The moment at which the last one begins."""
+        return self._beginning(self._last)
 
-    @property
-    def epochs_to_end(self) -> int | None:
-        """The epochs that a run must have for the window to end within it; None if that can't be told."""
-        return self._end
+    def _beginning(self, number: int) -> Progress:
+        return Progress(0, 0, 0, number, 0) if self.in_steps else Progress(number)
 
-    @property
-    def epochs_to_act(self) -> int | None:
+    def epochs_to_end(self, steps_per_epoch: int = 0) -> int | None:
+        """The epochs that a run must have for the window to end within it; None if that can't be told.
+
+        >>> Window(3, 9).epochs_to_end(), Window(steps=[25]).epochs_to_end(), Window(steps=[25]).epochs_to_end(10)
+        (9, None, 3)
+        """
+        return self._epochs(self._end, steps_per_epoch)
+
+    def epochs_to_act(self, steps_per_epoch: int = 0) -> int | None:
         """The epochs that a run must have for the policy to act once; None if that can't be told."""
-        return self._start + 1
+        return self._epochs(self._start + 1, steps_per_epoch)
 
-    def missed_by(self, epochs: int) -> str:
+    def _epochs(self, number: int, steps_per_epoch: int) -> int | None:
+        if not self.in_steps:
+            return number
+        return -(-number // steps_per_epoch) if steps_per_epoch else None  # rounded up
+
+    def missed_by(self, epochs: int, steps_per_epoch: int = 0) -> str:
         """Why a run of this many epochs never sees it, in words; empty if it does, or if that can't be told.
 
         >>> Window(3, 9).missed_by(3), Window(3, 9).missed_by(4)
         ('its first epoch is 3, and a run of 3 ends with 2', '')
+        >>> Window(steps=[25]).missed_by(2, 10)
+        'its first step is 25, and a run of 20 ends with 19'
         """
-        missed = self._start >= epochs
-        return f"its first epoch is {self._start}, and a run of {epochs} ends with {epochs - 1}" if missed else ""
+        length = self._run(epochs, steps_per_epoch)
+        if length is None or self._start < length:
+            return ""
+        return f"its first {self.unit} is {self._start}, and a run of {length} ends with {length - 1}"
 
-    def time_within(self, epochs: int) -> int:
+    def time_within(self, epochs: int, steps_per_epoch: int = 0) -> int:
         """The `time` that it comes to, at most, in a run of this many epochs."""
-        return min(self._last + 1, epochs)
+        length = self._run(epochs, steps_per_epoch)
+        return self._last + 1 if length is None else min(self._last + 1, length)
+
+    def _run(self, epochs: int, steps_per_epoch: int) -> int | None:
+        """The length of a run in its own unit; None if that can't be told."""
+        if not self.in_steps:
+            return epochs
+        return epochs * steps_per_epoch if steps_per_epoch else None
 
     def label(self, elapsed: int = 0) -> str:
-        """What a moment of it is called in messages, by the epochs that have elapsed.
+        """What a moment of it is called in messages, by the epochs or steps that have elapsed.
 
-        >>> Window(3, 9).label(), Window(3, 9).label(2)
-        ('epoch 3', 'epoch 5')
+        >>> Window(3, 9).label(), Window(3, 9).label(2), Window(steps=[7]).label()
+        ('epoch 3', 'epoch 5', 'step 7')
         """
         return f"{self.unit} {self._start + elapsed}"
 
@@ -312,7 +369,12 @@ class Window:
 
         >>> Window(0, 10, 2).overlap(Window(1, 10, 3)), Window(0, 3).overlap(Window(3, 6))
         ('epoch 4', None)
+
+        Raises:
+            ValueError: one counts epochs and the other steps (`unit`): before training nobody can tell.
         """
+        if self.unit != other.unit:
+            raise ValueError(f"whether {self} and {other} overlap depends on how many steps an epoch has")
         common = _first_common(self.active, other.active)
         return None if common is None else f"{self.unit} {common}"
 
@@ -320,21 +382,26 @@ class Window:
 
     def without_gaps(self) -> Window:
         """Active whenever this one is open."""
-        return Window(self._start, self._last + 1)
+        return self._ranged(self._start, self._last + 1)
 
     def scaled(self, factor: float) -> Window:
-        """The window in a run that is `factor` times as long: every number of epochs times that, rounded down.
+        """The window in a run that is `factor` times as long: every number in it times that, rounded down.
 
-        A window keeps at least one active epoch, and windows that follow each other still do.
+        A window keeps at least one active epoch, or step, and windows that follow each other still do.
 
         >>> Window(4, 16, 2).scaled(0.5)
         Window(starting_epoch=2, ending_epoch=8, frequency=1)
         """
         if self._listed is not None:
             # A set, since several epochs may become one.
-            return Window(epochs=sorted({math.floor(epoch * factor) for epoch in self._listed}))
+            scaled: dict[str, Any] = {f"{self.unit}s": sorted({math.floor(number * factor) for number in self._listed})}
+            return Window(**scaled)
         start, frequency = math.floor(self._start * factor), max(math.floor(self._frequency * factor), 1)
-        return Window(start, max(math.floor(self._end * factor), start + 1), frequency)
+        return self._ranged(start, max(math.floor(self._end * factor), start + 1), frequency)
+
+    def _ranged(self, start: int, end: int, frequency: int = 1) -> Window:
+        keys: dict[str, Any] = {f"starting_{self.unit}": start, f"ending_{self.unit}": end}
+        return Window(**keys, frequency=frequency)
 
 
 def _first_common(one: Sequence[int], other: Sequence[int]) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -181,7 +182,7 @@ def test_time_in_minibatches() -> None:
 )
 def test_what_is_known_of_it_before_training(window: Window, expected: tuple[Any, ...]) -> None:
     of_it = (window.length, window.acts_once, window.opens_at_start, window.opening, window.closing)
-    assert (*of_it, window.epochs_to_end, window.epochs_to_act, window.time_within(4)) == expected
+    assert (*of_it, window.epochs_to_end(), window.epochs_to_act(), window.time_within(4)) == expected
 
 
 def test_a_run_that_is_too_short_misses_it() -> None:
@@ -217,36 +218,48 @@ def test_two_windows_overlap_from_the_first_epoch_that_both_have(one: Window, ot
     assert (one.overlap(other), other.overlap(one)) == (overlap, overlap)
 
 
+UNITS = st.sampled_from(["epoch", "step"])
+
+
 @st.composite
-def windows(draw: Any) -> Window:
+def windows(draw: Any, units: st.SearchStrategy[str] = UNITS) -> Window:
+    unit = draw(units)
     if draw(st.booleans()):
-        return Window(epochs=sorted(draw(st.sets(st.integers(0, 40), min_size=1, max_size=6))))
-    start = draw(st.integers(0, 20))
-    return Window(start, start + draw(st.integers(1, 30)), draw(st.integers(1, 12)))
+        numbers = sorted(draw(st.sets(st.integers(0, 40), min_size=1, max_size=6)))
+        return Window(**{f"{unit}s": numbers})  # type: ignore[arg-type]
+    start, frequency = draw(st.integers(0, 20)), draw(st.integers(1, 12))
+    bounds = {f"starting_{unit}": start, f"ending_{unit}": start + draw(st.integers(1, 30))}
+    return Window(**bounds, frequency=frequency)
 
 
-@given(windows(), windows())
-def test_overlap_is_what_counting_through_finds(one: Window, other: Window) -> None:
+def beginning(window: Window, number: int) -> Progress:
+    """The moment at which that epoch, or step, begins."""
+    return Progress(number) if window.unit == "epoch" else Progress(0, 0, 0, number, 0)
+
+
+@given(st.data(), UNITS)
+def test_overlap_is_what_counting_through_finds(data: st.DataObject, unit: str) -> None:
+    one, other = data.draw(windows(st.just(unit))), data.draw(windows(st.just(unit)))
     common = sorted(set(one.active) & set(other.active))
-    assert one.overlap(other) == other.overlap(one) == (f"epoch {common[0]}" if common else None)
+    assert one.overlap(other) == other.overlap(one) == (f"{unit} {common[0]}" if common else None)
 
 
 @given(windows(), st.integers(-1, 60))
-def test_the_questions_agree_with_each_other(window: Window, epoch: int) -> None:
-    now, active = Progress(epoch), list(window.active)
-    assert window.is_active(now) == (epoch in active)
-    assert window.is_open(now) == (active[0] <= epoch <= active[-1]) == window.without_gaps().is_active(now)
-    assert window.prepares(now) == (window.is_open(now) or epoch == active[0] - 1)
-    assert window.is_last(now) == (epoch == active[-1])
-    assert bool(window.missed_by(epoch)) != any(window.is_active(Progress(e)) for e in range(epoch))
+def test_the_questions_agree_with_each_other(window: Window, number: int) -> None:
+    now, active = beginning(window, number), list(window.active)
+    assert window.is_active(now) == (number in active)
+    assert window.is_open(now) == (active[0] <= number <= active[-1]) == window.without_gaps().is_active(now)
+    assert window.prepares(now) == (window.is_open(now) or number == active[0] - 1)
+    assert window.is_last(now) == (number == active[-1])
+    assert bool(window.missed_by(number, 1)) != any(window.is_active(beginning(window, n)) for n in range(number))
     if window.is_open(now):
         assert 0 <= window.fraction(now) <= 1
-        assert window.label(window.elapsed(now)) == f"epoch {epoch}"
+        assert window.label(window.elapsed(now)) == f"{window.unit} {number}"
 
 
 @given(windows())
 def test_fractions_rise_from_0_to_1(window: Window) -> None:
-    fractions = [window.fraction(Progress(epoch)) for epoch in window.active]
+    fractions = [window.fraction(beginning(window, number)) for number in window.active]
     assert fractions == sorted(set(fractions))
     assert (fractions[0], fractions[-1]) == (1.0 if window.acts_once else 0.0, 1.0)
     assert (window.fraction(window.opening), window.fraction(window.closing)) == (fractions[0], fractions[-1])
@@ -257,30 +270,132 @@ def test_its_keys_make_it_again(window: Window) -> None:
     assert Window(**window.to_dict()) == window == eval(repr(window))
 
 
-# A window that counts something else: what asks a window need not know what it counts
+# Windows in steps: what asks a window need not know what it counts
 
 
-class Steps(Window):
-    """In steps of the optimizer; `Window(2, 7, 2)` acts in steps 2, 4 and 6."""
+def steps(start: int, end: int, frequency: int = 1) -> Window:
+    return Window(starting_step=start, ending_step=end, frequency=frequency)
 
-    unit = "step"
-    begin_hook = "on_minibatch_begin"
-    end_hook = "on_minibatch_end"
 
-    def _now(self, progress: Progress) -> int:
-        return progress.step
+def moments(every: int = 1, minibatches: int = 4) -> list[Progress]:
+    """Two epochs of `minibatches`, a step after `every` of them: where training stands at each event."""
+    clock, seen = Clock(), []
+    for epoch in range(2):
+        clock.begin_epoch(epoch)
+        seen.append(clock.progress)
+        for minibatch in range(minibatches):
+            clock.begin_minibatch(epoch, minibatch, minibatches)
+            seen.append(clock.progress)
+            clock.stepped = (epoch * minibatches + minibatch + 1) % every == 0
+            clock.tell(epoch, minibatch, minibatches)
+            seen.append(clock.progress)
+        clock.end_epoch(epoch)
+        seen.append(clock.progress)
+    return seen
 
-    def begins(self, progress: Progress) -> bool:
-        return self.is_active(progress) and progress.minibatch >= 0 and progress.minibatch_of_step == 0
 
-    def ends(self, progress: Progress) -> bool:
-        return self.is_last(progress) and progress.stepped
+def said(window: Window, *questions: str, every: int = 1, minibatches: int = 4) -> list[list[tuple[int, int, int]]]:
+    """For each question the moments at which it is answered with yes: (epoch, mini-batch, 1 if stepped)."""
+    when = [(now, (now.epoch, now.minibatch, int(now.stepped))) for now in moments(every, minibatches)]
+    return [list(dict.fromkeys(place for now, place in when if getattr(window, q)(now))) for q in questions]
 
-    def is_last_minibatch(self, progress: Progress) -> bool:
-        return self.ends(progress)
 
-    def time_after(self, progress: Progress) -> int:
-        return progress.step + progress.stepped
+def test_a_step_begins_with_its_first_minibatch_and_ends_when_it_has_been_taken() -> None:
+    """Steps 3 and 4 are the last of epoch 0 and the first of epoch 1; between the epochs none goes on."""
+    active, begins, ends = said(steps(3, 5), "is_active", "begins", "ends")
+    assert active == [(0, 3, 0), (0, 3, 1), (0, -1, 1), (1, 0, 0), (1, 0, 1)]
+    assert begins == [(0, 3, 0), (1, 0, 0)]
+    assert ends == [(1, 0, 1)]
+    is_open, last, last_minibatch = said(steps(3, 5), "is_open", "is_last", "is_last_minibatch")
+    assert is_open == [(0, 3, 0), (0, 3, 1), (0, -1, 1), (1, -1, 0), (1, 0, 0), (1, 0, 1)]
+    assert last == [(1, 0, 0), (1, 0, 1)]
+    assert last_minibatch == [(1, 0, 1)]
+
+
+def test_a_step_may_go_on_from_one_epoch_to_the_next() -> None:
+    """Three mini-batches make a step, and an epoch has four: step 1 goes on in epoch 1."""
+    active, begins, ends = said(steps(1, 2), "is_active", "begins", "ends", every=3)
+    assert active == [(0, 3, 0), (0, -1, 0), (1, -1, 0), (1, 0, 0), (1, 1, 0), (1, 1, 1)]
+    assert begins == [(0, 3, 0)]
+    assert ends == [(1, 1, 1)]
+
+
+def test_a_window_in_steps_says_of_each_step_what_it_is() -> None:
+    table = [
+        "".join(q.removeprefix("is_")[0] for q in QUESTIONS if getattr(steps(2, 7, 2), q)(Progress(0, 0, 9, step, 0)))
+        for step in range(8)
+    ]
+    assert table == ["", "p", "aopb", "op", "aopb", "op", "aoplb", ""]
+    assert [Window(steps=[first]).prepares(BEFORE_TRAINING) for first in (0, 1, 2)] == [True, False, False]
+
+
+def test_time_in_steps() -> None:
+    window = steps(2, 9, 3)
+    whole = [Progress(1, 0, 9, step, 0) for step in window.active]
+    assert [window.elapsed(now) for now in whole] == [0, 3, 6]
+    assert [window.fraction(now) for now in whole] == [0, 0.5, 1]
+    assert [window.time(now) for now in whole] == [2, 5, 8]
+    assert [window.time_after(now._replace(stepped=True)) for now in whole] == [3, 6, 9]
+    assert [window.time_after(now) for now in whole] == [2, 5, 8], "gradients are being accumulated"
+    assert [window.minibatches_elapsed(now) for now in whole] == [0, 3, 6]
+    assert window.minibatches(whole[0]) == 7
+
+
+def test_time_in_steps_between_two_epochs() -> None:
+    """Four steps are over, none goes on: the next is step 4."""
+    between = Progress(1, -1, 4, 4, -1)
+    assert (steps(2, 9).time(between), steps(2, 9).elapsed(between), steps(4, 9).is_open(between)) == (4, 1, False)
+    assert [steps(5, 6).prepares(between), steps(4, 5).prepares(between), steps(2, 4).prepares(between)] == [
+        False,
+        True,
+        False,
+    ]
+
+
+def test_what_is_known_of_steps_before_training_depends_on_how_many_an_epoch_has() -> None:
+    window = steps(20, 41, 10)
+    assert (window.length, window.acts_once, window.opens_at_start) == (21, False, False)
+    assert (window.opening.step, window.closing.step) == (20, 40)
+    assert (window.is_active(window.opening), window.is_last(window.closing)) == (True, True)
+    assert [window.epochs_to_end(), window.epochs_to_act(), window.time_within(2)] == [None, None, 41]
+    assert [window.epochs_to_end(10), window.epochs_to_act(10), window.time_within(2, 10)] == [5, 3, 20]
+    assert [window.missed_by(1), window.missed_by(3, 10)] == ["", ""]
+    assert window.missed_by(2, 10) == "its first step is 20, and a run of 20 ends with 19"
+
+
+def test_a_window_counts_epochs_or_steps() -> None:
+    assert [steps(2, 7, 2).unit, Window(steps=[3]).unit, EVERY_SECOND.unit] == ["step", "step", "epoch"]
+    assert steps(2, 7, 2) != Window(2, 7, 2)
+    assert (steps(0, 4).begin_hook, steps(0, 4).end_hook) == ("on_minibatch_begin", "on_minibatch_end")
+    assert (EVERY_SECOND.begin_hook, EVERY_SECOND.end_hook) == ("on_epoch_begin", "on_epoch_end")
+    assert [steps(2, 7, 2).label(), steps(2, 7, 2).label(4)] == ["step 2", "step 6"]
+    assert steps(2, 7, 2).to_dict() == {"starting_step": 2, "ending_step": 7, "frequency": 2}
+    assert Window(steps=[2, 3, 6]).to_dict() == {"steps": [2, 3, 6]}
+    assert steps(2, 7, 2).without_gaps() == steps(2, 7)
+    assert steps(4, 16, 2).scaled(0.5) == steps(2, 8)
+    assert Window(steps=[1, 2, 8]).scaled(0.5) == Window(steps=[0, 1, 4])
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"starting_epoch": 0, "ending_step": 4}, "a window is in epochs or in steps, not in both"),
+        ({"epochs": [0], "steps": [1]}, "a window is in epochs or in steps, not in both"),
+        ({"starting_step": 4, "ending_step": 4}, "0 <= starting_step < ending_step must hold, got 4 and 4"),
+        ({"steps": [2, 2]}, "steps must be ascending, not negative and at least one, got [2, 2]"),
+        ({"ending_step": 4, "frequency": 0}, "frequency must be at least 1, got 0"),
+    ],
+)
+def test_a_window_in_steps_says_what_is_wrong(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        Window(**keys)
+
+
+def test_whether_epochs_and_steps_overlap_nobody_can_tell() -> None:
+    assert steps(0, 10, 2).overlap(steps(1, 10, 3)) == "step 4"
+    for one, other in [(steps(0, 4), EVERY_SECOND), (EVERY_SECOND, steps(0, 4))]:
+        with pytest.raises(ValueError, match="depends on how many steps an epoch has"):
+            one.overlap(other)
 
 
 class Lines:
@@ -340,7 +455,7 @@ AGP = {"initial_sparsity": 0.0, "final_sparsity": 0.5, "weights": "fc1.weight", 
 def test_a_curve_along_steps(every: int) -> None:
     """0, a quarter and a half of 96 weights at steps 1, 3 and 5."""
     minibatches = 4 * every
-    run = Stepping([ComponentSpec("pruner", "p", "AutomatedGradualPruner", AGP)], Steps(1, 6, 2), every, minibatches)
+    run = Stepping([ComponentSpec("pruner", "p", "AutomatedGradualPruner", AGP)], steps(1, 6, 2), every, minibatches)
     assert run.zeros == [zeros for zeros in (0, 0, 0, 24, 24, 48, 48, 48) for _ in range(every)]
     assert run.told("window opens") == [[0, every]]
     assert run.told("window closes") == [[1, 2 * every - 1]]
@@ -350,12 +465,12 @@ def test_a_curve_along_steps(every: int) -> None:
 def test_learning_rates_along_steps(every: int) -> None:
     lr = ComponentSpec("lr_scheduler", "lr", "ExponentialLR", {"gamma": 0.5})
     rates = [rate for rate in (1.0, 0.5, 0.25, 0.125, 0.0625, 0.0625, 0.0625, 0.0625) for _ in range(every)]
-    assert Stepping([lr], Steps(0, 4), every, 4 * every).rates == rates
+    assert Stepping([lr], steps(0, 4), every, 4 * every).rates == rates
 
 
 def test_terms_and_quantized_weights_along_steps() -> None:
     regularizer = ComponentSpec("regularizer", "r", "L1Regularizer", {"reg_regims": {"fc2.weight": 0.01}})
-    assert Stepping([regularizer], Steps(2, 6, 2)).terms == [step in (2, 4) for step in range(8)]
+    assert Stepping([regularizer], steps(2, 6, 2)).terms == [step in (2, 4) for step in range(8)]
     quantizer = ComponentSpec("quantizer", "q", "WRPNQuantizer", {"bits_weights": 2, "bits_activations": None})
-    few = [values <= 4 for values in Stepping([quantizer], Steps(2, 7, 2)).values]
+    few = [values <= 4 for values in Stepping([quantizer], steps(2, 7, 2)).values]
     assert few == [2 <= step <= 6 for step in range(8)]

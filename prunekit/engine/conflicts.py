@@ -41,6 +41,8 @@ def collisions(schedule: Schedule, policies: Sequence[Policy]) -> list[Problem]:
     for first, second in combinations(policies, 2):
         if first.kind is not second.kind or not first.kind.exclusive:
             continue
+        if first.window.unit != second.window.unit:  # only training tells how many steps an epoch has
+            continue
         when = _in_force(first).overlap(_in_force(second))
         shared = [name for name in _decided(first) if name in _decided(second)]
         if when is None or (first.kind.owns_parameters and not shared):

@@ -86,8 +86,8 @@ def default_epochs(schedule: Schedule) -> int | None:
     counts where there are no others.
     """
     deciding = [policy for policy in schedule.policies if KINDS[policy.kind].decides_length]
-    lengths = [policy.window.epochs_to_end for policy in deciding or schedule.policies]
-    lengths += [policy.window.epochs_to_act for policy in schedule.policies]
+    lengths = [policy.window.epochs_to_end() for policy in deciding or schedule.policies]
+    lengths += [policy.window.epochs_to_act() for policy in schedule.policies]
     return max((length for length in lengths if length is not None), default=None)
 
 
