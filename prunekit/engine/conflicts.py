@@ -27,7 +27,7 @@ def exhausted(schedule: Schedule, policies: Iterable[Policy], epochs: int | None
     for policy in policies:
         if isinstance(policy, LRPolicy) and epochs is not None:
             try:
-                policy.component.rehearse(policy.window.time_within(epochs))
+                policy.component.rehearse(policy.time_within(epochs))
             except Exception as error:
                 path = ("policies", policy.index)
                 message = f"{policy.origin.component} does not last for the run: {type(error).__name__}: {error}"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch.nn import Module
 from torch.optim import Optimizer
 
 from prunekit.engine.ledger import Ledger
-from prunekit.engine.policies import Policy, PruningPolicy
+from prunekit.engine.policies import LRPolicy, Policy, PruningPolicy
 from prunekit.engine.quantizers import Quantizers
 from prunekit.progress import BEFORE_TRAINING, Progress
 
@@ -28,6 +28,7 @@ class Windows:
 
     def __init__(self, policies: Sequence[Policy], model: Module, ledger: Ledger, quantizers: Quantizers) -> None:
         self._policies, self._model, self._ledger, self._quantizers = policies, model, ledger, quantizers
+        self._rated = [policy for policy in policies if isinstance(policy, LRPolicy)]
         # No part of the state: listeners of a resumed run hear of open windows again.
         self._opened: set[int] = set()
         # Attributes, not calls: each mini-batch asks, and mostly no window counts in these.
@@ -42,6 +43,7 @@ class Windows:
         self._ledger.bus.set_live(live.values())
         acting = [policy for policy in self._policies if policy.window.is_active(now)]
         self._ledger.masks.activate(n for p in acting if isinstance(p, PruningPolicy) for n in p.parameters)
+        self._ledger.rates.watch(any(policy.window.is_open(now) for policy in self._rated))
         self._quantizers.open(now)
         self._prepare(now)
         for policy in self._policies:
@@ -56,6 +58,16 @@ class Windows:
             if policy.window.end_hook == hook and policy.window.ends(now):
                 self._opened.discard(policy.index)
                 self._tell("on_window_close", "window closes", policy, now)
+
+    def must_have_metrics(self, metrics: Mapping[str, float] | None, now: Progress) -> None:
+        """Whether the metrics of an epoch that ends are all that is looked at; asked before anything happens.
+
+        Raises:
+            PrunekitError: one is missing.
+        """
+        for policy in self._rated:
+            if policy.component.takes_metrics:
+                policy.must_have_metrics(metrics, now)
 
     def end_training(self) -> None:
         """Nothing is live any more."""
