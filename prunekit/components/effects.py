@@ -326,7 +326,9 @@ class SetLearningRates(Effect):
         after = learning_rates(optimizer)
         if after != before:
             rates = {"before": before, "after": after}
-            yield Announcement("learning rate changed", rates, self.level, hook="on_learning_rate_changed", arguments=rates)
+            yield Announcement(
+                "learning rate changed", rates, self.level, hook="on_learning_rate_changed", arguments=rates
+            )
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Any torch LR scheduler as a function of time: what it holds after so many steps, one for each epoch or optimizer step.
+"""Any torch LR scheduler as a function of time: what it holds after so many steps of its own.
 
 torch's schedulers change their optimizer step by step, most of them from the value before (recursively), and only their
 deprecated `step(epoch)` jumps, to other bits. Here the scheduler walks on a shadow of the optimizer, one step for each
@@ -157,12 +157,13 @@ class _Walk:
             self._scheduler._update_lr(0)
         # What has ever differed from the base is the scheduler's to set, also when it comes back to the base. Its
         # constructor may have set something already.
-        self._cycled = {"lr"} | self._changed()
+        self._cycled = {"lr"}
+        self._cycled |= self._changed()
+        self._shadow.step()  # once: torch warns of a scheduler whose optimizer has never stepped
 
     def to(self, time: int) -> list[dict[str, Any]]:
         """Go on to a time that is not past, and say what the groups hold then."""
         while self.time < time:
-            self._shadow.step()  # torch warns where the optimizer has not stepped first
             self._scheduler_step()
             self.time += 1
             self._cycled |= self._changed()
@@ -170,7 +171,6 @@ class _Walk:
 
     def rehearse(self, time: int) -> None:
         for _ in range(time):
-            self._shadow.step()
             self._scheduler_step()
 
     def after(self, metric: float, groups: Groups) -> list[dict[str, Any]]:
@@ -190,7 +190,7 @@ class _Walk:
 
     def _changed(self) -> set[str]:
         pairs = zip(self._shadow.param_groups, self._base, strict=True)
-        return {key for group, base in pairs for key in base if group[key] != base[key]}
+        return {key for group, base in pairs for key in base.keys() - self._cycled if group[key] != base[key]}
 
     def _values(self) -> list[dict[str, Any]]:
         pairs = zip(self._shadow.param_groups, self._base, strict=True)

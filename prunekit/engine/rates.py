@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from prunekit.components.origin import Origin
 from prunekit.engine.learning_rate import Groups, key_of
-from prunekit.progress import Progress
+from prunekit.progress import Clock
 from prunekit.trace import Trace
 
 
@@ -47,7 +47,7 @@ class Rates:
         if self.watching:
             self._origin, self._set = origin, [_Rate.of(group) for group in groups]
 
-    def check(self, optimizer: Optimizer, progress: Progress) -> None:
+    def check(self, optimizer: Optimizer, clock: Clock) -> None:
         """Warn of rates that are not those which were set: once for each policy and way in which they move."""
         groups = optimizer.param_groups
         # Groups that were added are nobody's yet; in place of one that was taken away stands one of other parameters.
@@ -56,6 +56,7 @@ class Rates:
             return
         # torch's schedulers leave this mark on the optimizer that they step with.
         by = "a torch LR scheduler" if hasattr(optimizer.step, "_wrapped_by_lr_sched") else "something else"
+        progress = clock.progress
         way = (self._origin, by, progress.minibatch >= 0)
         if self._origin is not None and way not in self._told:
             self._told.add(way)

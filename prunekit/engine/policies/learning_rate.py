@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
 from torch.optim import Optimizer
@@ -57,18 +58,18 @@ class LRPolicy(Policy):
 
     # When?
 
-    @property
+    @cached_property
     def opens_late(self) -> bool:
         """Whether time has passed since the start of the run, and is counted, when the window opens."""
         return not self.relative and not self.window.opens_at_start
 
-    @property
+    @cached_property
     def first_time(self) -> int:
         """The time whose values it sets first."""
         opening = self.window.opening
         return self._time_after(opening._replace(stepped=True)) if self.opens_late else self._time(opening)
 
-    @property
+    @cached_property
     def last_time(self) -> int:
         """The time whose values it sets last."""
         return self._time_after(self.window.closing._replace(stepped=True))
@@ -83,14 +84,15 @@ class LRPolicy(Policy):
     def _time_after(self, progress: Progress) -> int:
         return self.window.time_after(progress) - self._start
 
-    @property
+    @cached_property
     def _start(self) -> int:
         return self.window.time(self.window.opening) if self.relative else 0
 
     # What is set
 
     def hooks(self, progress: Progress) -> Iterable[tuple[str, Callable[..., Any]]]:
-        if not self.window.is_active(progress):
+        # As long as it is open, not only while it is active: in steps the bus would be changed with each of them.
+        if not self.window.is_open(progress):
             return
         if self.component.takes_metrics:
             if self._metrics_are_missing:
@@ -110,7 +112,7 @@ class LRPolicy(Policy):
 
     def set_next(self, progress: Progress, optimizer: Optimizer) -> Effect | None:
         # Gradients may still be accumulated, or the step have been skipped: then it is not over.
-        is_over = self.window.time_after(progress) > self.window.time(progress)
+        is_over = self.window.is_active(progress) and self.window.time_after(progress) > self.window.time(progress)
         return self._set(self._time_after(progress), progress, optimizer) if is_over else None
 
     def _set(self, time: int, progress: Progress, optimizer: Optimizer) -> Effect:
@@ -129,7 +131,11 @@ class LRPolicy(Policy):
 
     # A scheduler that looks at metrics
 
-    def set_after_metrics(self, optimizer: Optimizer, metrics: Mapping[str, float] | None) -> Effect | None:
+    def set_after_metrics(
+        self, progress: Progress, optimizer: Optimizer, metrics: Mapping[str, float] | None
+    ) -> Effect | None:
+        if not self.window.is_active(progress):
+            return None
         self.component.follow(optimizer.param_groups)
         values = self.component.after(metrics, optimizer.param_groups)
         rates = [float(group["lr"]) for group in optimizer.param_groups]
