@@ -126,8 +126,7 @@ class LRPolicy(Policy):
     def _tell_jump(self, groups: Groups, values: Groups, progress: Progress) -> None:
         self.jump_is_told = True
         if jump := jump_between(groups, values):
-            when = {**self.origin._asdict(), **progress.trace_keys()}
-            self.warn("learning rate jumps", **when, before=jump[0], after=jump[1], advice="args: {relative: true}")
+            self._say("learning rate jumps", progress, before=jump[0], after=jump[1], advice="args: {relative: true}")
 
     # A scheduler that looks at metrics
 
@@ -155,8 +154,10 @@ class LRPolicy(Policy):
 
     def foresee(self, progress: Progress) -> None:
         """Say that this epoch will need what the last one has not brought."""
-        when = {**self.origin._asdict(), **progress.trace_keys()}
-        self.warn("metrics missing", **when, problem=f"{self.component.lacks(None)} in the epochs before")
+        self._say("metrics missing", progress, problem=f"{self.component.lacks(None)} in the epochs before")
+
+    def _say(self, event: str, progress: Progress, **values: Any) -> None:
+        self.warn(event, **self.origin._asdict(), **progress.trace_keys(), **values)
 
 
 def _must_have_rates(groups: Groups, checked: Checked, problems: Problems) -> None:
