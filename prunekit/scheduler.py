@@ -393,7 +393,7 @@ class CompressionScheduler:
             self._optimizers.add(optimizer)
             self.optimizer = self.optimizer or optimizer
         if self._ledger.rates.watching and self.optimizer is not None:
-            self._ledger.rates.check(self.optimizer, self._clock)
+            self._ledger.rates.check([self.optimizer], self._clock)
         if not self._begun:
             self.on_train_begin()
 

@@ -46,6 +46,7 @@ class LearningRateSchedule:
         self._base, self._keys = [_base(group) for group in groups], [key_of(group) for group in groups]
         self.takes_metrics = "metrics" in inspect.signature(cls.step).parameters  # type: ignore[attr-defined]
         self._walks: dict[str, _Walk] = {}
+        self._rehearsed = 0
         # Of one that does not look at metrics only to see whether its arguments are right.
         self._plateau = self._begin()
 
@@ -116,8 +117,19 @@ class LearningRateSchedule:
         Raises:
             Exception: what the scheduler raised because its own plan is over.
         """
-        if not self.takes_metrics:
+        if not self.takes_metrics and time > self._rehearsed:
             self._begin().rehearse(time)
+            self._rehearsed = time
+
+    def __getstate__(self) -> dict[str, Any]:
+        # torch's schedulers hold a function within a function, which can be neither copied nor pickled.
+        return {**vars(self), "_walks": {}, "_plateau": self._plateau.memory()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        memory, self._plateau = state["_plateau"], self._begin()
+        if self.takes_metrics:
+            self._plateau.remember(memory)
 
     @property
     def _mode(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,15 +47,16 @@ class Rates:
         if self.watching:
             self._origin, self._set = origin, [_Rate.of(group) for group in groups]
 
-    def check(self, optimizer: Optimizer, clock: Clock) -> None:
+    def check(self, optimizers: Sequence[Optimizer], clock: Clock) -> None:
         """Warn of rates that are not those which were set: once for each policy and way in which they move."""
-        groups = optimizer.param_groups
+        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         # Groups that were added are nobody's yet; in place of one that was taken away stands one of other parameters.
         moved = [i for i, (rate, group) in enumerate(zip(self._set, groups, strict=False)) if rate.is_moved(group)]
         if not moved:
             return
         # torch's schedulers leave this mark on the optimizer that they step with.
-        by = "a torch LR scheduler" if hasattr(optimizer.step, "_wrapped_by_lr_sched") else "something else"
+        stepped = any(hasattr(optimizer.step, "_wrapped_by_lr_sched") for optimizer in optimizers)
+        by = "a torch LR scheduler" if stepped else "something else"
         progress = clock.progress
         way = (self._origin, by, progress.minibatch >= 0)
         if self._origin is not None and way not in self._told:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -267,6 +269,21 @@ def test_an_optimizer_that_finds_its_rate_itself_is_refused() -> None:
     optimizer.param_groups[0]["lr"] = None
     with pytest.raises(ScheduleError, match="the optimizer has no learning rate to set: 'lr' of its group 0 is None"):
         CompressionScheduler.from_dict(decays(), torch.nn.Linear(1, 1), optimizer, trace=Trace(level="error"))
+
+
+def test_a_copy_of_a_scheduler_of_rates_goes_on_alone() -> None:
+    data = decays(end=8)
+    data["lr_schedulers"]["plateau"] = {"class": "ReduceLROnPlateau", "factor": 0.5, "patience": 0}
+    data["policies"].append({"lr_scheduler": {"instance_name": "plateau"}, "epochs": [8, 9]})
+    scheduler = Loop(data, sgd(1.0)).scheduler
+    (rates, plateau), groups = scheduler.components.values(), sgd(1.0).param_groups
+    assert (rates.at(2)[0]["lr"], plateau.after({"min": 1.0}, groups)[0]["lr"]) == (0.25, 1.0)
+    for copied in (copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))):
+        copy_of_rates, copy_of_plateau = copied(rates), copied(plateau)
+        assert (copy_of_rates.at(3)[0]["lr"], rates.at(2)[0]["lr"]) == (0.125, 0.25)
+        for _ in range(2):  # the first that is no better than what the original has seen
+            assert copy_of_plateau.after({"min": 1.0}, groups)[0]["lr"] == 0.5
+    assert plateau.after({"min": 0.5}, groups)[0]["lr"] == 1.0
 
 
 # Steps

@@ -42,14 +42,14 @@ class LRPolicy(Policy):
     @classmethod
     def make_component(cls, component_class: type, arguments: Mapping[str, Any], optimizer: Optimizer | None) -> Any:
         """Its values as a function of time; the optimizer itself is left alone."""
-        return LearningRateSchedule(component_class, arguments, None if optimizer is None else optimizer.param_groups)
+        return LearningRateSchedule(component_class, arguments, None if optimizer is None else _groups(optimizer))
 
     @classmethod
     def bind(cls, checked: Checked, network: GivenModel | None, problems: Problems) -> Self:
         if network is not None and network.optimizer is None:
             problems.add(checked.place(), "a learning rate needs an optimizer, and none was given")
         if network is not None and network.optimizer is not None:
-            _must_have_rates(network.optimizer.param_groups, checked, problems)
+            _must_have_rates(_groups(network.optimizer), checked, problems)
         policy = super().bind(checked, network, problems)
         policy.relative = checked.args.relative
         if policy.component.takes_metrics:
@@ -116,10 +116,10 @@ class LRPolicy(Policy):
         return self._set(self._time_after(progress), progress, optimizer) if is_over else None
 
     def _set(self, time: int, progress: Progress, optimizer: Optimizer) -> Effect:
-        self.component.follow(optimizer.param_groups)
+        self.component.follow(_groups(optimizer))
         values = self.values(time)
         if time == self.first_time and self.opens_late and not self.jump_is_told:
-            self._tell_jump(optimizer.param_groups, values, progress)
+            self._tell_jump(_groups(optimizer), values, progress)
         is_routine = self.window.unit == "step" and time not in (self.first_time, self.last_time)
         return SetLearningRates(values, "debug" if is_routine else "info")
 
@@ -135,9 +135,9 @@ class LRPolicy(Policy):
     ) -> Effect | None:
         if not self.window.is_active(progress):
             return None
-        self.component.follow(optimizer.param_groups)
-        values = self.component.after(metrics, optimizer.param_groups)
-        rates = [float(group["lr"]) for group in optimizer.param_groups]
+        self.component.follow(_groups(optimizer))
+        values = self.component.after(metrics, _groups(optimizer))
+        rates = [float(group["lr"]) for group in _groups(optimizer)]
         # Where it leaves the rates alone they do not become its own: it takes what it finds.
         return SetLearningRates(values) if rates != [group["lr"] for group in values] else None
 
@@ -158,6 +158,11 @@ class LRPolicy(Policy):
 
     def _say(self, event: str, progress: Progress, **values: Any) -> None:
         self.warn(event, **self.origin._asdict(), **progress.trace_keys(), **values)
+
+
+def _groups(optimizer: Optimizer) -> Groups:
+    """The groups whose rates are the schedule's."""
+    return optimizer.param_groups
 
 
 def _must_have_rates(groups: Groups, checked: Checked, problems: Problems) -> None:
