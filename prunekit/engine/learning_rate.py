@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from prunekit.errors import PrunekitError, shortened
+from prunekit.errors import ArgumentError, PrunekitError, shortened
 
 Groups = Sequence[Mapping[str, Any]]
 """The parameter groups of an optimizer, or of several one after the other."""
@@ -162,6 +162,10 @@ class _Walk:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             self._scheduler: Any = cls(self._shadow, **args)
+        if getattr(self._scheduler, "cycle_momentum", False) and len({"betas" in group for group in base}) > 1:
+            # It looks at one optimizer, and cycles either the momentum of all groups or the first beta of all.
+            what = "must be false: of these optimizers some have a momentum, and others betas"
+            raise ArgumentError("cycle_momentum", message=what)
         self._scheduler_step: Callable[[], None] = self._scheduler.step
         self.mode = getattr(self._scheduler, "mode", "min")
         if takes_over and hasattr(self._scheduler, "_get_closed_form_lr"):

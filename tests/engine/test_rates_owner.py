@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch.optim import SGD, Optimizer
-from torch.optim.lr_scheduler import ExponentialLR, LambdaLR
+from torch.optim import SGD, Adam, Optimizer
+from torch.optim.lr_scheduler import ExponentialLR, LambdaLR, OneCycleLR
 
-from prunekit import CompressionScheduler, PrunekitError, ScheduleError, Trace, hookimpl
+from prunekit import ArgumentError, CompressionScheduler, PrunekitError, ScheduleError, Trace, hookimpl
 from prunekit.components import SetLearningRates
+from prunekit.engine.learning_rate import LearningRateSchedule
 from prunekit.progress import Progress
 
 MINIBATCHES = 4
@@ -262,6 +263,16 @@ def test_a_plateau_remembers_its_metrics_when_a_group_comes() -> None:
             optimizer.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))], "lr": 8.0})
         scheduler.on_epoch_end(epoch, {"min": 1.0})
     assert [group["lr"] for group in optimizer.param_groups] == [0.5, 4.0]
+
+
+def test_groups_of_several_optimizers_are_one_list() -> None:
+    groups = [*sgd(1.0).param_groups, *Adam([torch.nn.Parameter(torch.zeros(1))], lr=8.0).param_groups]
+    assert [group["lr"] for group in LearningRateSchedule(ExponentialLR, {"gamma": 0.5}, groups).at(2)] == [0.25, 2.0]
+    keys: dict[str, Any] = {"max_lr": 0.5, "total_steps": 4}
+    with pytest.raises(ArgumentError, match=r"cycle_momentum: must be false: of these optimizers some have a momentum"):
+        LearningRateSchedule(OneCycleLR, keys, groups)
+    cycle = LearningRateSchedule(OneCycleLR, {**keys, "cycle_momentum": False}, groups)
+    assert cycle.at(0) == [{"lr": pytest.approx(0.02)}, {"lr": pytest.approx(0.02)}]
 
 
 def test_an_optimizer_that_finds_its_rate_itself_is_refused() -> None:
