@@ -74,9 +74,9 @@ class LRPolicy(Policy):
         """The time whose values it sets last."""
         return self._time_after(self.window.closing._replace(stepped=True))
 
-    def time_within(self, epochs: int) -> int:
+    def time_within(self, epochs: int, steps_per_epoch: int = 0) -> int:
         """The time that it comes to, at most, in a run of this many epochs."""
-        return max(self.window.time_within(epochs) - self._start, 0)
+        return max(self.window.time_within(epochs, steps_per_epoch) - self._start, 0)
 
     def _time(self, progress: Progress) -> int:
         return self.window.time(progress) - self._start
@@ -108,7 +108,8 @@ class LRPolicy(Policy):
         return self.component.at(time, str(self.index), takes_over=self.takes_over)
 
     def set_now(self, progress: Progress, optimizer: Optimizer) -> Effect | None:
-        return self._set(self._time(progress), progress, optimizer) if self.window.begins(progress) else None
+        is_first = self.window.begins(progress) and self._time(progress) == 0
+        return self._set(0, progress, optimizer) if is_first else None
 
     def set_next(self, progress: Progress, optimizer: Optimizer) -> Effect | None:
         # Gradients may still be accumulated, or the step have been skipped: then it is not over.
