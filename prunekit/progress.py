@@ -397,6 +397,14 @@ class Window:
 
     # Other windows
 
+    def follows(self, other: Window) -> bool:
+        """Whether it opens where the other one ends.
+
+        >>> Window(5, 9).follows(Window(0, 5)), Window(5, 9).follows(Window(0, 4)), Window(5, 9).follows(Window(4, 9))
+        (True, False, False)
+        """
+        return self.unit == other.unit and other._last < self._start <= other._end
+
     def without_gaps(self) -> Window:
         """Active whenever this one is open."""
         return self._ranged(self._start, self._last + 1)

@@ -291,6 +291,8 @@ class CompressionScheduler:
         `metrics`: `min` is one to minimise (validation loss), `max` one to maximise (accuracy).
         """
         must_be_metrics(metrics)
+        # Before anything has happened: an event that fails half-way can't be told again.
+        self._windows.must_have_metrics(metrics, self.progress._replace(epoch=epoch))
         self._clock.end_epoch(epoch)
         self._take(optimizer)
         self._fire("on_epoch_end", metrics=metrics)
@@ -463,6 +465,7 @@ class CompressionScheduler:
         if self.optimizer is not None and state["learning_rates"]:
             set_groups(self.optimizer, [{"lr": rate} for rate in state["learning_rates"]])
         self._ledger.load_state_dict(state["ledger"])
+        self._ledger.rates.forget()
         self._clock, self._next_epoch = Clock(*state["progress"]), state["next_epoch"]
         # Within an epoch, whose beginning will not be told again.
         if self._clock.minibatch >= 0:
@@ -519,6 +522,8 @@ class CompressionScheduler:
             must_be_optimizer(optimizer)
             self._optimizers.add(optimizer)
             self.optimizer = self.optimizer or optimizer
+        if self._ledger.rates.watching and self.optimizer is not None:
+            self._ledger.rates.check([self.optimizer], self._clock)
         if not self._begun:
             self.on_train_begin()
 

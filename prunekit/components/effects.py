@@ -87,6 +87,11 @@ class Effect(ABC):
         """Whether it is told in one line at the end of the epoch, with what became of its `parameters` since."""
         return False
 
+    @property
+    def sets_rates(self) -> bool:
+        """Whether it writes learning rates: they are the schedule's then."""
+        return False
+
     def must_fit(self, network: Network) -> None:  # noqa: B027, most fit anything
         """Whether it can be carried out; nothing has been touched yet.
 
@@ -304,13 +309,21 @@ class ZeroWeights(Effect):
 
 @dataclass(frozen=True)
 class SetLearningRates(Effect):
-    """New values for each of the optimizer's parameter groups: `lr`, and what else a schedule cycles."""
+    """New values for each of the optimizer's parameter groups: `lr`, and what else a schedule cycles.
+
+    `level`: of its line in the trace.
+    """
 
     groups: Sequence[Mapping[str, Any]]
+    level: Level = "info"
 
     @property
     def heard_in(self) -> str:
         return "on_learning_rate_changed"
+
+    @property
+    def sets_rates(self) -> bool:
+        return True
 
     def must_fit(self, network: Network) -> None:
         must_fit_groups(self.groups, network.optimizer)
@@ -328,7 +341,9 @@ class SetLearningRates(Effect):
         after = learning_rates(optimizer)
         if after != before:
             rates = {"before": before, "after": after}
-            yield Announcement("learning rate changed", rates, hook="on_learning_rate_changed", arguments=rates)
+            yield Announcement(
+                "learning rate changed", rates, self.level, hook="on_learning_rate_changed", arguments=rates
+            )
 
 
 @dataclass(frozen=True)

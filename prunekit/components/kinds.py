@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from prunekit.components.learning_rate import LRSchedulerArguments
 from prunekit.components.pruner import PrunerArguments
 from prunekit.components.regularizer import RegularizerArguments
 
@@ -83,6 +84,7 @@ LR_SCHEDULER = Kind(
     "lr_schedulers",
     ("step",),
     article="an",
+    arguments=LRSchedulerArguments,
     supplied=frozenset({"optimizer", "last_epoch", "verbose"}),
     exclusive="sets the learning rate",
 )

@@ -30,7 +30,7 @@ def exhausted(
     for policy in policies:
         if isinstance(policy, LRPolicy) and epochs is not None:
             try:
-                policy.component.rehearse(policy.window.time_within(epochs, steps_per_epoch))
+                policy.component.rehearse(policy.time_within(epochs, steps_per_epoch))
             except Exception as error:
                 path = ("policies", policy.index)
                 message = f"{policy.origin.component} does not last for the run: {type(error).__name__}: {error}"

@@ -1,84 +1,115 @@
-"""Any torch LR scheduler as a function of time, which is counted from the start of the run.
+"""Any torch LR scheduler as a function of time: what it holds after so many steps of its own.
 
-torch's schedulers change their optimizer step by step, and only their deprecated `step(epoch)` jumps. Here the
-scheduler runs on a shadow of the optimizer, one step for each unit of time (an epoch), whatever the policy's window:
-its LR at time t is what the shadow holds after t steps.
+torch's schedulers change their optimizer step by step, most of them from the value before (recursively), and only their
+deprecated `step(epoch)` jumps, to other bits. Here the scheduler walks on a shadow of the optimizer, one step for each
+unit of time, as a loop of torch's would call it: the values are the same to the last bit. A walk only goes forward, so
+that a whole run costs as many steps as it has units.
 """
 
 from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 
-from prunekit.errors import PrunekitError
+from prunekit.errors import ArgumentError, PrunekitError, shortened
+
+Groups = Sequence[Mapping[str, Any]]
+"""The parameter groups of an optimizer, or of several one after the other."""
 
 
 class LearningRateSchedule:
-    """A torch LR scheduler, asked for the values of the optimizer's groups at a time.
+    """A torch LR scheduler, asked for the values of parameter groups at a time.
+
+    The base of each group is what it holds when the schedule is loaded, with `initial_lr`, where it has one, as its
+    learning rate: that is how torch notes the rate that a run began with.
 
     Args:
         cls: an `LRScheduler` class, or one like `ReduceLROnPlateau` whose `step` takes `metrics`.
         args: its constructor's arguments, without the optimizer.
-        optimizer: whose groups give the base values; None while a schedule is only being checked.
+        groups: give the base values; None while a schedule is only being checked.
+
+    Attributes:
+        takes_metrics: whether it looks at metrics, not at the time.
     """
 
-    def __init__(self, cls: type, args: Mapping[str, Any], optimizer: Optimizer | None) -> None:
+    def __init__(self, cls: type, args: Mapping[str, Any], groups: Groups | None) -> None:
         self._cls, self._args = cls, dict(args)
         # With momentum, because some schedulers cycle it and refuse an optimizer that has none.
-        self._base = _group_values(optimizer or SGD([torch.zeros(1)], lr=0.1, momentum=0.9))
+        groups = [{"params": [], "lr": 0.1, "momentum": 0.9}] if groups is None else groups
+        self._base, self._keys = [_base(group) for group in groups], [key_of(group) for group in groups]
         self.takes_metrics = "metrics" in inspect.signature(cls.step).parameters  # type: ignore[attr-defined]
-        self._restart()
+        self._walks: dict[str, _Walk] = {}
+        self._rehearsed = 0
+        # Of one that does not look at metrics only to see whether its arguments are right.
+        self._plateau = self._begin()
 
-    def follow(self, optimizer: Optimizer) -> None:
-        """Take the base values of an optimizer that has got more groups."""
-        self._base = _group_values(optimizer)
-        self._restart()
+    def follow(self, groups: Groups) -> None:
+        """Groups were added or taken away: each of the others keeps its base, and a new one gives its own."""
+        if len(groups) == len(self._base):
+            return
+        known, grown = dict(zip(self._keys, self._base, strict=False)), len(groups) > len(self._base)
+        # Parameters may have been replaced: then a group is known by its place, since new ones come last.
+        places = [self._base[i] if grown and i < len(self._base) else _base(group) for i, group in enumerate(groups)]
+        self._base = [known.get(key_of(group), place) for group, place in zip(groups, places, strict=True)]
+        self._keys = [key_of(group) for group in groups]
+        memory = self._plateau.memory()
+        self._walks, self._plateau = {}, self._begin()
+        if self.takes_metrics:
+            self._plateau.remember(memory)
 
-    def at(self, time: int) -> list[dict[str, Any]]:
-        """The values of each group at a time: `lr`, and what else the scheduler cycles (momentum, betas)."""
-        if time < self._time:
-            self._restart()
-        while self._time < time:
-            self._step()
-        return self._values()
+    def at(self, time: int, walk: str = "", *, takes_over: bool = False) -> list[dict[str, Any]]:
+        """The values of each group at a time: `lr`, and what else the scheduler cycles (momentum, betas).
 
-    def after(self, metrics: Mapping[str, float] | None, optimizer: Optimizer) -> list[dict[str, Any]]:
+        Args:
+            time: how many steps of the scheduler come before it.
+            walk: who asks. Each has a walk of its own, which begins anew when it is asked for an earlier time.
+            takes_over: the first values are those that torch's `SequentialLR` sets at a milestone.
+        """
+        known = self._walks.get(walk)
+        if known is None or time < known.time:
+            known = self._walks[walk] = self._begin(takes_over=takes_over)
+        return known.to(time)
+
+    def after(self, metrics: Mapping[str, float] | None, groups: Groups) -> list[dict[str, Any]]:
         """The values of each group after an epoch with these metrics, for a scheduler that looks at them.
 
         Raises:
-            PrunekitError: the loop gave no metric for the scheduler's mode.
+            PrunekitError: `lacks(metrics)`.
         """
-        mode = getattr(self._scheduler, "mode", "min")
-        if metrics is None or mode not in metrics:
-            given = "none" if metrics is None else f"only {', '.join(map(repr, metrics))}"
-            raise PrunekitError(f"{self._cls.__name__} needs on_epoch_end(metrics={{{mode!r}: …}}), got {given}")
-        for shadow, group in zip(self._shadow.param_groups, optimizer.param_groups, strict=True):
-            # Such a scheduler multiplies the rate that is there, whoever has set it.
-            shadow["lr"] = float(group["lr"])
-        self._scheduler.step(float(metrics[mode]))
-        return self._values()
+        if metrics is None or self.lacks(metrics):
+            raise PrunekitError(self.lacks(metrics))
+        return self._plateau.after(float(metrics[self._mode]), groups)
+
+    def lacks(self, metrics: Mapping[str, float] | None) -> str:
+        """What is missing among the metrics of an epoch, in words; empty if nothing is."""
+        if not self.takes_metrics:
+            return ""
+        needed = f"{self._cls.__name__} needs on_epoch_end(metrics={{{self._mode!r}: …}})"
+        if metrics is None or self._mode not in metrics:
+            given = "none" if not metrics else f"only {', '.join(map(repr, metrics))}"
+            return f"{needed}, got {given}"
+        value = metrics[self._mode]
+        is_number = isinstance(value, Real) or (isinstance(value, Tensor) and value.numel() == 1)
+        return "" if is_number else f"{needed}, a number, got {shortened(value)}"
 
     def state_dict(self) -> dict[str, Any]:
-        """The base values and the time; of a scheduler that looks at metrics, all that it remembers."""
-        state: dict[str, Any] = {"base": [dict(group) for group in self._base], "time": self._time}
-        if self.takes_metrics:
-            # `torch.load(weights_only=True)` would refuse the rest, which is the same in every instance.
-            state["scheduler"] = {key: v for key, v in self._scheduler.state_dict().items() if _is_plain(v)}
-        return state
+        """The base values; of a scheduler that looks at metrics, all that it remembers."""
+        state: dict[str, Any] = {"base": [dict(group) for group in self._base]}
+        return {**state, "scheduler": self._plateau.memory()} if self.takes_metrics else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict()`."""
         self._base = [dict(group) for group in state["base"]]
-        self._restart()
-        self.at(state["time"])
+        self._walks, self._plateau = {}, self._begin()
         if self.takes_metrics:
-            self._scheduler.load_state_dict({**self._scheduler.state_dict(), **state["scheduler"]})
+            self._plateau.remember(state["scheduler"])
 
     def rehearse(self, time: int) -> None:
         """Walk through all times up to this one, to see whether the scheduler lasts. Nothing here changes.
@@ -86,55 +117,134 @@ class LearningRateSchedule:
         Raises:
             Exception: what the scheduler raised because its own plan is over.
         """
-        scratch = LearningRateSchedule(self._cls, self._args, _Shadow(self._base))
-        if not self.takes_metrics:
-            scratch.at(time)
+        if not self.takes_metrics and time > self._rehearsed:
+            self._begin().rehearse(time)
+            self._rehearsed = time
 
-    def _restart(self) -> None:
-        self._shadow = _Shadow(self._base)
+    def __getstate__(self) -> dict[str, Any]:
+        # torch's schedulers hold a function within a function, which can be neither copied nor pickled.
+        return {**vars(self), "_walks": {}, "_plateau": self._plateau.memory()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        memory, self._plateau = state["_plateau"], self._begin()
+        if self.takes_metrics:
+            self._plateau.remember(memory)
+
+    @property
+    def _mode(self) -> str:
+        mode: str = self._plateau.mode
+        return mode
+
+    def _begin(self, *, takes_over: bool = False) -> _Walk:
+        return _Walk(self._cls, self._args, self._base, takes_over=takes_over)
+
+
+def jump_between(before: Groups, after: Groups) -> tuple[float, float] | None:
+    """The rates before and after of the first group whose rate becomes more than three times as large, or small."""
+    for one, other in zip(before, after, strict=False):
+        old, new = float(one["lr"] or 0.0), float(other["lr"])
+        if max(abs(old), abs(new)) > 3 * min(abs(old), abs(new)):
+            return old, new
+    return None
+
+
+def key_of(group: Mapping[str, Any]) -> int | None:
+    """By what a group is known again: also when the optimizer has loaded a state, it has the same parameters."""
+    return id(group["params"][0]) if group["params"] else None
+
+
+class _Walk:
+    """One instance of the scheduler, and how far it has come."""
+
+    def __init__(self, cls: type, args: Mapping[str, Any], base: Groups, *, takes_over: bool) -> None:
+        self._base, self._shadow, self.time = base, _Shadow(base), 0
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            self._scheduler = self._cls(self._shadow, **self._args)
-        self._time = 0
+            self._scheduler: Any = cls(self._shadow, **args)
+        if getattr(self._scheduler, "cycle_momentum", False) and len({"betas" in group for group in base}) > 1:
+            # It looks at one optimizer, and cycles either the momentum of all groups or the first beta of all.
+            what = "must be false: of these optimizers some have a momentum, and others betas"
+            raise ArgumentError("cycle_momentum", message=what)
+        self._scheduler_step: Callable[[], None] = self._scheduler.step
+        self.mode = getattr(self._scheduler, "mode", "min")
+        if takes_over and hasattr(self._scheduler, "_get_closed_form_lr"):
+            # At a milestone SequentialLR takes the closed form, whose rounding need not be that of the constructor.
+            self._scheduler._update_lr(0)
         # What has ever differed from the base is the scheduler's to set, also when it comes back to the base. Its
         # constructor may have set something already.
-        self._cycled = {"lr"} | self._changed()
-
-    def _step(self) -> None:
-        self._shadow.step()  # torch warns where the optimizer has not stepped first
-        self._scheduler.step()
-        self._time += 1
+        self._cycled = {"lr"}
         self._cycled |= self._changed()
+        self._shadow.step()  # once: torch warns of a scheduler whose optimizer has never stepped
+
+    def to(self, time: int) -> list[dict[str, Any]]:
+        """Go on to a time that is not past, and say what the groups hold then."""
+        while self.time < time:
+            self._scheduler_step()
+            self.time += 1
+            self._cycled |= self._changed()
+        return self._values()
+
+    def rehearse(self, time: int) -> None:
+        for _ in range(time):
+            self._scheduler_step()
+
+    def after(self, metric: float, groups: Groups) -> list[dict[str, Any]]:
+        for shadow, group in zip(self._shadow.param_groups, groups, strict=True):
+            # Such a scheduler multiplies the rate that is there, whoever has set it.
+            shadow["lr"] = float(group["lr"])
+        self._scheduler.step(metric)
+        return self._values()
+
+    def memory(self) -> dict[str, Any]:
+        # `torch.load(weights_only=True)` would refuse the rest, which is the same in every instance. How many groups
+        # there are is not its to remember.
+        return {key: v for key, v in self._scheduler.state_dict().items() if _is_plain(v) and key not in _OF_GROUPS}
+
+    def remember(self, memory: Mapping[str, Any]) -> None:
+        self._scheduler.load_state_dict({**self._scheduler.state_dict(), **memory})
 
     def _changed(self) -> set[str]:
         pairs = zip(self._shadow.param_groups, self._base, strict=True)
-        return {key for group, base in pairs for key in base if group[key] != base[key]}
+        return {key for group, base in pairs for key in base.keys() - self._cycled if group[key] != base[key]}
 
     def _values(self) -> list[dict[str, Any]]:
-        return [{key: group[key] for key in sorted(self._cycled)} for group in self._shadow.param_groups]
+        pairs = zip(self._shadow.param_groups, self._base, strict=True)
+        # As numbers: a tensor would be the shadow's own, which it writes into.
+        return [{key: _number(group[key]) for key in sorted(self._cycled & base.keys())} for group, base in pairs]
 
 
 class _Shadow(Optimizer):
     """Parameter groups without the parameters."""
 
-    def __init__(self, groups: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, groups: Groups) -> None:
+        copies = [{key: _copy(value) for key, value in group.items()} for group in groups]
         # torch's schedulers look into `defaults` to see whether there is momentum or betas.
-        super().__init__([{**group, "params": [torch.zeros(1)]} for group in groups], defaults=dict(groups[0]))
+        super().__init__([{**group, "params": [torch.zeros(1)]} for group in copies], defaults=copies[0])
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Nothing to optimize."""
 
 
-def _group_values(optimizer: Optimizer) -> list[dict[str, Any]]:
-    return [
-        {key: float(value) if isinstance(value, Tensor) else value for key, value in group.items() if _is_base(key)}
-        for group in optimizer.param_groups
-    ]
+_NO_BASE = ("params", "param_names", "initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum")
+"""Beside the parameters and their names, the notes of a scheduler, which another one would take for given."""
+_OF_GROUPS = ("min_lrs", "_last_lr")
 
 
-def _is_base(key: str) -> bool:
-    # Beside the parameters and their names these are notes of a scheduler, which another one would take for given.
-    return key not in ("params", "initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "param_names")
+def _base(group: Mapping[str, Any]) -> dict[str, Any]:
+    base = {key: _copy(value) for key, value in group.items() if key not in _NO_BASE}
+    # Some optimizers find their rate themselves, and have None: whoever binds a policy refuses them.
+    rates = [group.get(key) for key in ("initial_lr", "lr")]
+    return {**base, "lr": next((_copy(rate) for rate in rates if rate is not None), 0.1)}
+
+
+def _copy(value: Any) -> Any:
+    # A rate that is a tensor stays one of its type: torch computes in that too.
+    return value.detach().cpu().clone() if isinstance(value, Tensor) else value
+
+
+def _number(value: Any) -> Any:
+    return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
 
 
 def _is_plain(value: Any) -> bool:

@@ -15,6 +15,7 @@ from prunekit.components.loss_term import LossComponent, LossTerm, PolicyLoss
 from prunekit.components.origin import MaskChange, Origin, Result
 from prunekit.engine.bus import EventBus
 from prunekit.engine.epoch_sums import EpochSums
+from prunekit.engine.rates import Rates
 from prunekit.errors import PluginError, shortened
 from prunekit.model.masks import Masks
 from prunekit.progress import Progress
@@ -52,6 +53,7 @@ class Ledger:
     def __init__(self, masks: Masks, bus: EventBus, trace: Trace) -> None:
         self.masks, self.bus, self.trace = masks, bus, trace
         self.changes: dict[str, list[tuple[int, MaskChange]]] = {}
+        self.rates = Rates(trace)
         self._sums = EpochSums()
 
     def carry_out(self, results: Iterable[Result], hook: str, optimizer: Optimizer | None, progress: Progress) -> None:
@@ -70,6 +72,9 @@ class Ledger:
         # Only now: what was undone leaves no account.
         for each in told:
             self._keep_account(each, progress.epoch)
+        for plan in planned:
+            if plan.effect.sets_rates and optimizer is not None:
+                self.rates.note(plan.cause.origin, optimizer.param_groups)
 
     def add_terms(self, loss: Tensor, results: Iterable[Result]) -> PolicyLoss:
         """The loss plus the terms returned, and the terms."""

@@ -52,7 +52,7 @@ class Optimizers:
             optimizer.add_param_group(group)
         for policy in self._policies if groups else ():
             if isinstance(policy, LRPolicy):
-                policy.component.follow(optimizer)
+                policy.component.follow(optimizer.param_groups)
 
     def _before(self, *_: Any) -> None:
         self._before_step()

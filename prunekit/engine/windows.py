@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch.nn import Module
 from torch.optim import Optimizer
 
 from prunekit.engine.conflicts import Clash
 from prunekit.engine.ledger import Ledger
-from prunekit.engine.policies import Policy, PruningPolicy
+from prunekit.engine.policies import LRPolicy, Policy, PruningPolicy
 from prunekit.engine.quantizers import Quantizers
 from prunekit.errors import ScheduleError
 from prunekit.progress import BEFORE_TRAINING, Progress
@@ -40,6 +40,7 @@ class Windows:
     ) -> None:
         self._policies, self._model, self._ledger, self._quantizers = policies, model, ledger, quantizers
         self._undecided = undecided
+        self._rated = [policy for policy in policies if isinstance(policy, LRPolicy)]
         # No part of the state: listeners of a resumed run hear of open windows again.
         self._opened: set[int] = set()
         self._in_steps = [policy for policy in policies if policy.window.in_steps]
@@ -67,6 +68,7 @@ class Windows:
         acting = [policy for policy in policies if policy.window.is_active(now)]
         self._ledger.masks.activate(n for p in acting if isinstance(p, PruningPolicy) for n in p.parameters)
         self._quantizers.begin(now, steps_only=steps_only)
+        self._ledger.rates.watch(any(policy.window.is_open(now) for policy in self._rated))
         self._quantizers.open(now)
         self._prepare(now)
         for policy in policies:
@@ -90,6 +92,16 @@ class Windows:
         for policy in closed:
             self._opened.discard(policy.index)
             self._tell("on_window_close", "window closes", policy, now)
+
+    def must_have_metrics(self, metrics: Mapping[str, float] | None, now: Progress) -> None:
+        """Whether the metrics of an epoch that ends are all that is looked at; asked before anything happens.
+
+        Raises:
+            PrunekitError: one is missing.
+        """
+        for policy in self._rated:
+            if policy.component.takes_metrics:
+                policy.must_have_metrics(metrics, now)
 
     def end_training(self, now: Progress) -> None:
         """Nothing is live any more; what was to happen in steps that never came is said."""

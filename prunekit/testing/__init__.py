@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         LRSchedulerTests as LRSchedulerTests,
         optimizer_of as optimizer_of,
         rates_by_epoch as rates_by_epoch,
+        rates_by_step as rates_by_step,
     )
     from prunekit.testing.tiny import ConvNet as ConvNet, TinyNet as TinyNet, application as application
 
@@ -34,7 +35,7 @@ _HOMES = {
     "masks": "groups_gone weights_model",
     "ranked": "RankedCountTests RankedOrderTests RankedPrunerTests",
     "ranked_structures": "RankedStructureTests",
-    "rates": "LRSchedulerTests optimizer_of rates_by_epoch",
+    "rates": "LRSchedulerTests optimizer_of rates_by_epoch rates_by_step",
     "tiny": "ConvNet TinyNet application",
 }
 """Where each name lives. It is imported when it is asked for: pytest loads this package at every start, and whoever

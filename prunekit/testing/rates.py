@@ -1,4 +1,4 @@
-"""Test class for LR schedulers, to be subclassed: their rates, epoch by epoch, however a run comes there.
+"""Test class for LR schedulers, to be subclassed: their rates, however a run comes to an epoch or a step.
 
 class TestMyLR(LRSchedulerTests):
     scheduler = MyLR
@@ -49,6 +49,7 @@ def rates_by_epoch(
     *,
     bases: Sequence[float] = (BASE,),
     window: Window | None = None,
+    relative: bool = False,
     stopped: int | None = None,
     metrics: Sequence[float] = (),
     look: Callable[[Optimizer], Any] = group_rates,
@@ -61,33 +62,78 @@ def rates_by_epoch(
         epochs: the length of the run.
         bases: the rate of each group of the optimizer before the run.
         window: of the policy; the whole run by default.
+        relative: whether the policy counts time from where its window opens.
         stopped: before this epoch the run is stopped, and goes on with another scheduler and another optimizer.
         metrics: what each epoch ends with, as the metric to minimise and as the one to maximise.
         look: what is written down of the optimizer.
     """
-    optimizer, run, seen = *_begin(scheduler, keys, epochs, bases, window), []
+    schedule = _schedule(scheduler, keys, window or Window(0, epochs), relative)
+    optimizer, run, seen = *_begin(schedule, bases), []
     for epoch in range(epochs):
         if epoch == stopped:
-            saved = through_a_file((run.state_dict(), optimizer.state_dict()))
-            optimizer, run = _begin(scheduler, keys, epochs, [99.0 for _ in bases], window)
-            optimizer.load_state_dict(saved[1])
-            run.load_state_dict(saved[0])
+            optimizer, run = _resumed(schedule, optimizer, run)
         run.on_epoch_begin(epoch)
         seen.append(look(optimizer))
         run.on_epoch_end(epoch, metrics={"min": metrics[epoch], "max": metrics[epoch]} if metrics else None)
     return seen
 
 
-def _begin(
-    scheduler: type | str, keys: Mapping[str, Any], epochs: int, bases: Sequence[float], window: Window | None
-) -> tuple[SGD, CompressionScheduler]:
+def rates_by_step(
+    scheduler: type | str,
+    keys: Mapping[str, Any],
+    steps: int,
+    *,
+    bases: Sequence[float] = (BASE,),
+    window: Window | None = None,
+    relative: bool = False,
+    stopped: int | None = None,
+    look: Callable[[Optimizer], Any] = group_rates,
+) -> list[Any]:
+    """The learning rates during each step of a run under a schedule with one LR scheduler.
+
+    An epoch has three mini-batches, each of them a step. Arguments as of `rates_by_epoch`, in steps in place of epochs:
+    a run that is stopped goes on within its epoch.
+    """
+    schedule = _schedule(scheduler, keys, window or Window(starting_step=0, ending_step=steps), relative)
+    optimizer, run, seen = *_begin(schedule, bases), []
+    for step in range(steps):
+        epoch, minibatch = divmod(step, _MINIBATCHES)
+        if step == stopped:
+            optimizer, run = _resumed(schedule, optimizer, run)
+        if minibatch == 0:
+            run.on_epoch_begin(epoch)
+        run.on_minibatch_begin(epoch, minibatch, _MINIBATCHES)
+        seen.append(look(optimizer))
+        optimizer.step()
+        run.on_minibatch_end(epoch, minibatch, _MINIBATCHES)
+        if minibatch == _MINIBATCHES - 1:
+            run.on_epoch_end(epoch)
+    return seen
+
+
+_MINIBATCHES = 3
+
+
+def _schedule(scheduler: type | str, keys: Mapping[str, Any], window: Window, relative: bool) -> Schedule:
+    args = {"relative": True} if relative else {}
+    components = [ComponentSpec("lr_scheduler", "lr", scheduler, keys)]
+    return Schedule(components, [PolicySpec("lr_scheduler", "lr", window, args)])
+
+
+def _begin(schedule: Schedule, bases: Sequence[float]) -> tuple[SGD, CompressionScheduler]:
     optimizer = optimizer_of(*bases)
-    schedule = Schedule(
-        [ComponentSpec("lr_scheduler", "lr", scheduler, keys)],
-        [PolicySpec("lr_scheduler", "lr", window or Window(0, epochs))],
-    )
-    plugins = Plugins(Registry([]), ()) if isinstance(scheduler, type) else _installed()
+    from_python = isinstance(schedule.components[0].class_, type)
+    plugins = Plugins(Registry([]), ()) if from_python else _installed()
     return optimizer, CompressionScheduler(schedule, torch.nn.Linear(1, 1), optimizer, trace=SILENT, plugins=plugins)
+
+
+def _resumed(schedule: Schedule, optimizer: SGD, run: CompressionScheduler) -> tuple[SGD, CompressionScheduler]:
+    """The same in another process, where the rates were others."""
+    saved = through_a_file((run.state_dict(), optimizer.state_dict()))
+    optimizer, run = _begin(schedule, [99.0 for _ in optimizer.param_groups])
+    optimizer.load_state_dict(saved[1])
+    run.load_state_dict(saved[0])
+    return optimizer, run
 
 
 @cache
@@ -127,6 +173,19 @@ class LRSchedulerTests:
             reached = [max((e + 1 for e in window.active if e < epoch), default=0) for epoch in range(epochs)]
             late = rates_by_epoch(self.scheduler, keys, epochs, window=window)
             assert late == pytest.approx([rates[e] if e else BASE for e in reached], rel=1e-9), window
+
+    def test_a_relative_policy_takes_the_rates_of_a_run_that_begins_with_it(self, keys: Any, rates: Any) -> None:
+        epochs, alone = len(rates), rates_by_epoch(self.scheduler, keys, len(rates))
+        for late in (0, 1, epochs // 2):
+            window, steps = Window(late, epochs), Window(starting_step=late, ending_step=epochs)
+            expected = [*[BASE] * late, *alone[: epochs - late]]
+            assert rates_by_epoch(self.scheduler, keys, epochs, window=window, relative=True) == expected, window
+            assert rates_by_step(self.scheduler, keys, epochs, window=steps, relative=True) == expected, steps
+
+    def test_the_rates_of_each_step_are_those_of_each_epoch(self, keys: Any, rates: Sequence[float]) -> None:
+        straight = rates_by_epoch(self.scheduler, keys, len(rates))
+        for stopped in (None, *range(1, len(rates))):
+            assert rates_by_step(self.scheduler, keys, len(rates), stopped=stopped) == straight, stopped
 
     def test_each_group_of_the_optimizer_has_its_own_base(self, keys: Any, rates: Sequence[float]) -> None:
         seen = rates_by_epoch(self.scheduler, keys, len(rates), bases=(BASE, 2 * BASE))

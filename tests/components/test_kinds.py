@@ -27,7 +27,7 @@ def test_a_class_of_policies_knows_its_kind(kind: object) -> None:
 
 def test_what_the_rules_of_a_schedule_ask_of_a_kind() -> None:
     assert [kind for kind in KINDS.values() if kind.owns_parameters] == [PRUNER, REGULARIZER, QUANTIZER]
-    assert [kind for kind in KINDS.values() if kind.arguments] == [PRUNER, REGULARIZER]
+    assert [kind for kind in KINDS.values() if kind.arguments] == [PRUNER, REGULARIZER, LR_SCHEDULER]
     assert {kind.name: kind.exclusive for kind in KINDS.values() if kind.exclusive} == {
         "pruner": "prunes",
         "quantizer": "quantizes",

@@ -567,14 +567,14 @@ policies:
   - {pruner: {instance_name: p, args: 0}, epochs: [0]}
 --->
 4:39: policies[0].pruner.args: args must be a mapping, got 0
-=== args on an lr policy
-lr_schedulers:
-  l: {class: StepLR}
+=== args on the policy of an extension
+extensions:
+  e: {class: E}
 policies:
-  - lr_scheduler: {instance_name: l, args: {keep_mask: true}}
+  - extension: {instance_name: e, args: {keep_mask: true}}
     epochs: [0]
 --->
-4:38: policies[0].lr_scheduler.args: a policy of kind lr_scheduler takes no args
+4:35: policies[0].extension.args: a policy of kind extension takes no args
 === window missing
 pruners:
   p: {class: A}

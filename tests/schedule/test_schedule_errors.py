@@ -369,7 +369,7 @@ policies:
 18:27: policies[0].pruner.instance_name: no pruner is called 'okk'; did you mean 'ok'?
 20:3: policies[1]: never acts: its first epoch is 5, and a run of 3 ends with 2
 22:3: policies[2]: 'ending_epoch' missing; a policy needs both, or 'epochs'
-22:37: policies[2].lr_scheduler.args: a policy of kind lr_scheduler takes no args
+22:44: policies[2].lr_scheduler.args.a: an lr_scheduler's policy has no argument 'a'; known are 'relative'
 24:3: policies[3]: 0 <= starting_epoch < ending_epoch must hold, got 2 and 1
 """  # noqa: E501
 

@@ -44,9 +44,37 @@ class WithoutAMemory(Right):
     scheduler = Forgetful
 
 
+class Counting(ExponentialLR):
+    """Each instance has rates of its own."""
+
+    made = 0
+
+    def __init__(self, optimizer: Any, gamma: float, last_epoch: int = -1) -> None:
+        Counting.made += 1
+        self.number = Counting.made
+        super().__init__(optimizer, gamma, last_epoch)
+
+    def get_lr(self) -> list[Any]:
+        return [base * self.gamma**self.last_epoch + self.number for base in self.base_lrs]
+
+
+class OfItsInstance(Right):
+    scheduler = Counting
+
+
 @pytest.mark.parametrize(
     ("tests", "name", "test"),
     [
+        (
+            OfItsInstance,
+            "relative",
+            lambda tests, *line: tests.test_a_relative_policy_takes_the_rates_of_a_run_that_begins_with_it(*line),
+        ),
+        (
+            OfItsInstance,
+            "steps",
+            lambda tests, *line: tests.test_the_rates_of_each_step_are_those_of_each_epoch(*line),
+        ),
         (OfAnotherSlope, "rates", lambda tests, *line: tests.test_the_rates_of_each_epoch(*line)),
         (
             OfAnotherSlope,

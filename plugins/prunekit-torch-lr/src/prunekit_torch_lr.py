@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 from pydantic import PlainValidator
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
-from prunekit import hookimpl
+from prunekit import ArgumentError, hookimpl
+from prunekit.components.arguments import check_arguments
+from prunekit.errors import did_you_mean
 
 
 @hookimpl
@@ -40,10 +42,16 @@ def _functions(value: Any) -> Any:
     return value
 
 
+def _maker(value: Any) -> Any:
+    if not (callable(value) or isinstance(value, dict)):
+        raise ValueError("must be a mapping with a scheduler's 'class' and its keys")
+    return value
+
+
 Factors = Annotated[Callable[[int], float] | list[Callable[[int], float]], PlainValidator(_functions)]
 """A function from the epoch to a factor, or one for each of the optimizer's groups."""
-Makers = Annotated[Sequence[Callable[[Optimizer], LRScheduler]], PlainValidator(_functions)]
-"""Functions from an optimizer to its scheduler, such as `functools.partial(ExponentialLR, gamma=0.9)`."""
+Makers = list[Annotated[dict[str, Any] | Callable[[Optimizer], LRScheduler], PlainValidator(_maker)]]
+"""Schedulers by `class` and keys, or functions from an optimizer to one: `partial(ExponentialLR, gamma=0.9)`."""
 
 
 class LambdaLR(lr_scheduler.LambdaLR):
@@ -61,14 +69,39 @@ class MultiplicativeLR(lr_scheduler.MultiplicativeLR):
 
 
 class SequentialLR(lr_scheduler.SequentialLR):
-    """One scheduler after the other, the next from each of `milestones` on, from schedules written in Python."""
+    """One scheduler after the other, the next from each of `milestones` on."""
 
     def __init__(self, optimizer: Optimizer, schedulers: Makers, milestones: list[int], last_epoch: int = -1) -> None:
-        super().__init__(optimizer, [make(optimizer) for make in schedulers], milestones, last_epoch)
+        super().__init__(optimizer, _made(schedulers, optimizer), milestones, last_epoch)
 
 
 class ChainedScheduler(lr_scheduler.ChainedScheduler):
-    """All schedulers at once, each multiplying what the others leave, from schedules written in Python."""
+    """All schedulers at once, each multiplying what the others leave."""
 
     def __init__(self, optimizer: Optimizer, schedulers: Makers) -> None:
-        super().__init__([make(optimizer) for make in schedulers], optimizer)
+        super().__init__(_made(schedulers, optimizer), optimizer)
+
+
+def _made(schedulers: Makers, optimizer: Optimizer) -> list[LRScheduler]:
+    return [
+        _from_keys(each, optimizer, index) if isinstance(each, Mapping) else each(optimizer)
+        for index, each in enumerate(schedulers)
+    ]
+
+
+def _from_keys(keys: Mapping[str, Any], optimizer: Optimizer, index: int) -> LRScheduler:
+    """One of torch's schedulers from its `class` and the arguments of its constructor."""
+    place, arguments = ("schedulers", index), {key: value for key, value in keys.items() if key != "class"}
+    name, known = keys.get("class"), _schedulers()
+    if not isinstance(name, str) or name not in known:
+        hint = did_you_mean(str(name), known)
+        raise ArgumentError(*place, message=f"'class' must be one of torch's schedulers, got {name!r}{hint}")
+    for wrong in check_arguments(known[name], "lr_scheduler", arguments):
+        raise ArgumentError(*place, *wrong.keys, message=wrong.message)
+    try:
+        made: LRScheduler = known[name](optimizer, **arguments)
+    except ArgumentError as error:
+        raise ArgumentError(*place, *error.keys, message=error.message) from error
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(*place, message=f"{name} refuses its arguments: {error}") from error
+    return made

@@ -16,6 +16,7 @@ from prunekit.engine.checked import GivenModel, Used
 from prunekit.engine.conflicts import collisions, exhausted, idle_policies, undecided
 from prunekit.engine.policies import Policy
 from prunekit.engine.problems import Problems
+from prunekit.engine.rate_jumps import jumps
 from prunekit.errors import Problem
 from prunekit.plugins.registry import Registry
 from prunekit.quantization.catalog import Catalog
@@ -60,6 +61,8 @@ def build(
     problems.errors += exhausted(schedule, policies, epochs, steps_per_epoch)
     problems.errors += collisions(schedule, policies)
     problems.warnings += [clash.warning() for clash in undecided(schedule, policies)]
+    if optimizer is not None and not problems.errors:
+        problems.warnings += jumps(schedule, policies, optimizer.param_groups)
     return Built(
         policies,
         {key: made.component for key, made in checker.made.items() if made.component is not None},

@@ -89,7 +89,7 @@ class Checker:
         cls = KINDS[policy.kind].arguments
         if cls is None:
             return ()
-        wrong = list(check_arguments(cls, policy.kind, policy.args, f"a {policy.kind}'s policy"))
+        wrong = list(check_arguments(cls, policy.kind, policy.args, f"{KINDS[policy.kind].described}'s policy"))
         try:
             args = None if wrong else cls(**policy.args)
         except ArgumentError as contradiction:
