@@ -414,7 +414,7 @@ def test_an_epoch_without_its_metric_fails_before_anything_has_happened() -> Non
         ({"min": "low"}, "a number, got 'low'"),
     ]:
         with pytest.raises(PrunekitError, match=f"ReduceLROnPlateau needs on_epoch_end.*, (got )?{got}"):
-            loop.scheduler.on_epoch_end(0, metrics)  # type: ignore[arg-type]
+            loop.scheduler.on_epoch_end(0, metrics=metrics)  # type: ignore[arg-type]
     assert ended == []
     loop.scheduler.on_epoch_end(0, metrics={"min": torch.tensor(1.0)})  # type: ignore[dict-item]
     assert ended == [0]
