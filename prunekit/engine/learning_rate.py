@@ -54,15 +54,15 @@ class LearningRateSchedule:
         """Groups were added or taken away: each of the others keeps its base, and a new one gives its own."""
         if len(groups) == len(self._base):
             return
-        known, grown = dict(zip(self._keys, self._base, strict=False)), len(groups) > len(self._base)
+        pairs, grown = zip(self._keys, self._base, strict=False), len(groups) > len(self._base)
+        known = {key: base for key, base in pairs if key is not None}
         # Parameters may have been replaced: then a group is known by its place, since new ones come last.
         places = [self._base[i] if grown and i < len(self._base) else _base(group) for i, group in enumerate(groups)]
-        self._base = [known.get(key_of(group), place) for group, place in zip(groups, places, strict=True)]
         self._keys = [key_of(group) for group in groups]
-        memory = self._plateau.memory()
-        self._walks, self._plateau = {}, self._begin()
-        if self.takes_metrics:
-            self._plateau.remember(memory)
+        self._base = [
+            place if key is None else known.get(key, place) for key, place in zip(self._keys, places, strict=True)
+        ]
+        self._restart(self._memory)
 
     def at(self, time: int, walk: str = "", *, takes_over: bool = False) -> list[dict[str, Any]]:
         """The values of each group at a time: `lr`, and what else the scheduler cycles (momentum, betas).
@@ -102,14 +102,12 @@ class LearningRateSchedule:
     def state_dict(self) -> dict[str, Any]:
         """The base values; of a scheduler that looks at metrics, all that it remembers."""
         state: dict[str, Any] = {"base": [dict(group) for group in self._base]}
-        return {**state, "scheduler": self._plateau.memory()} if self.takes_metrics else state
+        return {**state, "scheduler": self._memory} if self.takes_metrics else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict()`."""
         self._base = [dict(group) for group in state["base"]]
-        self._walks, self._plateau = {}, self._begin()
-        if self.takes_metrics:
-            self._plateau.remember(state["scheduler"])
+        self._restart(state.get("scheduler", {}))
 
     def rehearse(self, time: int) -> None:
         """Walk through all times up to this one, to see whether the scheduler lasts. Nothing here changes.
@@ -123,18 +121,25 @@ class LearningRateSchedule:
 
     def __getstate__(self) -> dict[str, Any]:
         # torch's schedulers hold a function within a function, which can be neither copied nor pickled.
-        return {**vars(self), "_walks": {}, "_plateau": self._plateau.memory()}
+        return {**vars(self), "_walks": {}, "_plateau": self._memory}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        memory, self._plateau = state["_plateau"], self._begin()
-        if self.takes_metrics:
-            self._plateau.remember(memory)
+        self._restart(state["_plateau"])
 
     @property
     def _mode(self) -> str:
         mode: str = self._plateau.mode
         return mode
+
+    @property
+    def _memory(self) -> dict[str, Any]:
+        return self._plateau.memory() if self.takes_metrics else {}
+
+    def _restart(self, memory: Mapping[str, Any]) -> None:
+        self._walks, self._plateau = {}, self._begin()
+        if self.takes_metrics:
+            self._plateau.remember(memory)
 
     def _begin(self, *, takes_over: bool = False) -> _Walk:
         return _Walk(self._cls, self._args, self._base, takes_over=takes_over)
