@@ -10,6 +10,8 @@ Long on purpose: all arithmetic on epochs, mini-batches and steps stands here, s
 from __future__ import annotations
 
 import math
+import sys
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -262,6 +264,18 @@ class Window:
         [2, 3, 4, 5]
         """
         return self._start - 1 <= self._now(progress) and self._coming(progress) <= self._last
+
+    def unchanged_until(self, progress: Progress) -> int:
+        """The epoch, or step, up to which nothing changes in what was asked above, if it does not change between two.
+
+        >>> [Window(3, 9, 2).unchanged_until(Progress(epoch)) for epoch in (0, 2, 3, 4, 7)]
+        [2, 3, 4, 5, 8]
+        """
+        now = self._coming(progress)
+        ends = [self._start - 1, self._start, self._last, self._last + 1]
+        if self._start <= now < self._last and len(self.active) < self.length:  # gaps come and go in every other one
+            ends.append(now + 1 if now in self.active else self.active[bisect_right(self.active, now)])
+        return min((end for end in ends if end > now), default=sys.maxsize)
 
     # How much time has passed?
 

@@ -257,6 +257,17 @@ def test_the_questions_agree_with_each_other(window: Window, number: int) -> Non
         assert window.label(window.elapsed(now)) == f"{window.unit} {number}"
 
 
+@given(windows(), st.integers(0, 60))
+def test_nothing_changes_until_it_is_said_to(window: Window, number: int) -> None:
+    def answers(number: int) -> list[bool]:
+        questions = "is_active", "is_open", "is_last", "prepares"
+        return [getattr(window, question)(beginning(window, number)) for question in questions]
+
+    until = min(window.unchanged_until(beginning(window, number)), 70)
+    assert until > number
+    assert all(answers(each) == answers(number) for each in range(number, until))
+
+
 @given(windows())
 def test_fractions_rise_from_0_to_1(window: Window) -> None:
     fractions = [window.fraction(beginning(window, number)) for number in window.active]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,10 +20,13 @@ from prunekit.plugins.listeners import Listener
 from prunekit.progress import Progress
 from prunekit.trace import Trace
 
+_KEPT = 32
+"""So many sets of live implementations are kept ready."""
+
 
 @dataclass
 class EventBus:
-    """One pluggy manager, its listeners, and the implementations that are live now.
+    """Its listeners, and the implementations that are live now: what they are together is one pluggy manager.
 
     Args:
         trace: where a line goes for each implementation that runs, and for each that fails.
@@ -34,29 +37,26 @@ class EventBus:
     trace: Trace
     now: Callable[[], Progress]
     listeners: Sequence[Listener] = ()
-    _manager: pluggy.PluginManager = field(default_factory=create_manager)
     _live: tuple[Implementations, ...] = ()
-    _callers: dict[str, pluggy.HookCaller] = field(default_factory=dict)
+    _callers: Mapping[str, pluggy.HookCaller] = field(default_factory=dict)
+    _known: dict[tuple[Implementations, ...], Mapping[str, pluggy.HookCaller]] = field(default_factory=dict)
     _namespaces: dict[Implementations, Namespace] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        # Before all others and in reverse: pluggy calls the last registered first, and listeners are to come last.
-        for listener in reversed(self.listeners):
-            self._manager.register(self._namespace(listener.implementations()))
-        self._find_callers()
+        self._always = [listener.implementations() for listener in self.listeners]
+        self._callers = self._known[()] = self._made(())
 
     def set_live(self, implementations: Iterable[Implementations]) -> None:
         """From now on these run, in this order, and no others."""
         live = tuple(implementations)
         if live == self._live:
             return
-        for former in self._live:
-            self._manager.unregister(self._namespaces[former])
-        # pluggy calls the last registered first.
-        for new in reversed(live):
-            self._manager.register(self._namespace(new))
-        self._live = live
-        self._find_callers()
+        # Kept, because a window of steps may come and go with every few mini-batches, and making one takes long.
+        if live not in self._known:
+            if len(self._known) >= _KEPT:
+                self._known.clear()
+            self._known[live] = self._made(live)
+        self._live, self._callers = live, self._known[live]
 
     @contextmanager
     def listeners_only(self) -> Iterator[None]:
@@ -93,10 +93,14 @@ class EventBus:
         where = self._where(hook, origin)
         self.trace.error("hook failed", **where, error=f"{type(error).__name__}: {error}", exc_info=error)
 
-    def _find_callers(self) -> None:
-        # Found once for each change, because every mini-batch asks who hears it.
-        callers = {name: getattr(self._manager.hook, name) for name in HOOKS}
-        self._callers = {name: caller for name, caller in callers.items() if caller.get_hookimpls()}
+    def _made(self, live: tuple[Implementations, ...]) -> Mapping[str, pluggy.HookCaller]:
+        """Who is called in each hook that anybody hears while these are live."""
+        manager = create_manager()
+        # In reverse: pluggy calls the last registered first, and listeners are to come last.
+        for each in reversed([*live, *self._always]):
+            manager.register(self._namespace(each))
+        callers = {name: getattr(manager.hook, name) for name in HOOKS}
+        return {name: caller for name, caller in callers.items() if caller.get_hookimpls()}
 
     def _namespace(self, implementations: Implementations) -> Namespace:
         # Kept, because pluggy unregisters the very object that it was given.

@@ -46,7 +46,8 @@ class Windows:
         self._in_steps = [policy for policy in policies if policy.window.in_steps]
         # An attribute, not a call: each mini-batch asks, and mostly no window is in steps.
         self.within_epochs = bool(self._in_steps)
-        self._phases: list[tuple[bool, ...]] = []
+        self._last: list[Policy] = []  # whose last step goes on
+        self._unchanged_until = 0
         self.any_open = False
         self._prepare(BEFORE_TRAINING)
 
@@ -62,7 +63,10 @@ class Windows:
         # Of a run that goes on within an epoch, the step that was taken last may have closed a window.
         policies = [policy for policy in self._policies if not _has_closed(policy, "on_minibatch_end", now)]
         self._must_not_meet(policies, now)
-        self._phases = [_phase(policy, now) for policy in self._in_steps]
+        self._last = [policy for policy in self._in_steps if policy.window.is_last(now)]
+        steps = [policy.window.unchanged_until(now) for policy in self._in_steps]
+        # No step has begun yet where an epoch begins: the first will change what is live.
+        self._unchanged_until = min(steps, default=0) if now.minibatch_of_step >= 0 else now.step
         self._set_live(policies, now)
         self.any_open = any(policy.window.is_open(now) or policy.window.prepares(now) for policy in policies)
         acting = [policy for policy in policies if policy.window.is_active(now)]
@@ -79,14 +83,15 @@ class Windows:
 
     def open_within_epoch(self, now: Progress, optimizer: Optimizer | None) -> None:
         """A mini-batch begins, and with it a step perhaps: `open`, where that changes anything for anybody."""
-        if now.minibatch_of_step == 0 and [_phase(policy, now) for policy in self._in_steps] != self._phases:
+        if now.minibatch_of_step == 0 and now.step >= self._unchanged_until:
             self._open(now, optimizer, steps_only=True)
         elif now.minibatch_of_step == 0:
             self._quantizers.begin(now, steps_only=True)
 
     def close(self, hook: str, now: Progress) -> None:
         """Say whose window has closed with an event; a step's policies hear nothing more of its epoch."""
-        closed = [policy for policy in self._policies if _has_closed(policy, hook, now)]
+        might = self._last if hook == "on_minibatch_end" else self._policies
+        closed = [policy for policy in might if _has_closed(policy, hook, now)]
         if closed and hook == "on_minibatch_end":
             self._set_live([policy for policy in self._policies if policy not in closed], now)
         for policy in closed:
@@ -135,9 +140,3 @@ class Windows:
 
 def _has_closed(policy: Policy, hook: str, now: Progress) -> bool:
     return policy.window.end_hook == hook and policy.window.ends(now)
-
-
-def _phase(policy: Policy, now: Progress) -> tuple[bool, ...]:
-    """What is live of a policy depends on these alone."""
-    window = policy.window
-    return window.is_active(now), window.is_open(now), window.is_last(now), window.prepares(now)

@@ -138,6 +138,34 @@ def test_an_installed_curve_is_followed(name: str) -> None:
     assert sparsities(run(gradual(name))) == [0.25, 0.25, 0.25, 0.5]
 
 
+LEVEL = """
+version: 1
+pruners:
+  p: {{class: SparsityLevelParameterPruner, levels: {{fc1.weight: {{curve: {}, from: 0.25, to: 0.5}}}}}}
+regularizers:
+  r: {{class: GroupLassoRegularizer, reg_regims: {{fc2.weight: [{{curve: {}, from: 1, to: 2}}, Rows]}}}}
+policies:
+  - {{pruner: {{instance_name: p}}, starting_epoch: 0, ending_epoch: 4}}
+  - {{regularizer: {{instance_name: r}}, starting_epoch: 0, ending_epoch: 4}}
+"""
+
+
+@pytest.mark.usefixtures("pieces")
+@pytest.mark.parametrize("name", ["late", "fake-pieces:late", "Fake_Pieces:late"])
+def test_an_installed_curve_is_followed_by_an_argument_that_changes_over_time(name: str) -> None:
+    scheduler = run(LEVEL.format(name, name))
+    assert sparsities(scheduler) == [0.25, 0.25, 0.25, 0.5]
+    assert "fake-pieces" in {entry.distribution for entry in scheduler.lock().entries}
+
+
+@pytest.mark.usefixtures("pieces")
+def test_a_curve_that_nobody_has_is_said_once_where_it_is_named() -> None:
+    lines = [line.partition(" (")[0] for line in refusal(LEVEL.format("latte", "linear"))]
+    assert lines == [
+        "s.yaml:4:73: pruners.p.levels.fc1.weight.curve: no curve is registered as 'latte'; did you mean 'late'?"
+    ]
+
+
 @pytest.mark.parametrize("name", ["one-shot", "prunekit:one-shot"])
 def test_prunekits_own_have_names_of_the_same_form(name: str) -> None:
     assert sparsities(run(gradual(name))) == [0.5] * 4

@@ -270,12 +270,19 @@ def test_windows_of_steps_are_told_to_open_and_close_once(cut: int) -> None:
 
 
 def test_the_bus_changes_with_the_window_and_not_with_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Acts in each of the steps 5 to 24: changes when the window opens, for its last step, and when it closes."""
+    """Acts in each of the steps 5 to 24: goes onto the bus with the one, and off it with the other."""
     run = Run(one("regularizer", "L1Regularizer", steps(5, 25), reg_regims={"fc1.weight": 0.01}))
     changes: list[int] = []
     bus = run.scheduler._bus
-    find = bus._find_callers
-    monkeypatch.setattr(bus, "_find_callers", lambda: (changes.append(run.scheduler.progress.step), find())[1])
+    set_live = bus.set_live
+
+    def set_and_tell(implementations: Any) -> None:
+        before = bus._callers
+        set_live(implementations)
+        if bus._callers is not before:
+            changes.append(run.scheduler.progress.step)
+
+    monkeypatch.setattr(bus, "set_live", set_and_tell)
     run.train(last=40, per_epoch=40)
     assert changes == [5, 24]
 
