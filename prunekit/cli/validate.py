@@ -80,8 +80,8 @@ def check(
     from prunekit.schedule.yaml_source import Source
 
     schedule = parse(Source.from_file(path))
-    model, optimizer = (None, None) if application is None else (application.model, application.optimizer)
-    built = build(schedule, plugins.registry, model, optimizer, epochs)
+    model, optimizers = (None, []) if application is None else (application.model, [application.optimizer])
+    built = build(schedule, plugins.registry, model, optimizers, epochs)
     errors = dict.fromkeys([*schedule.problems(), *built.problems, *plugins.problems])
     readable = schedule.components or schedule.policies or not errors
     findings = [("error", problem) for problem in errors]

@@ -28,6 +28,7 @@ from prunekit.components.pruner import (
     Observing,
     Pruner,
     Reconstructing,
+    Regrowing,
     Scaling,
 )
 from prunekit.components.quantizer import (
@@ -67,6 +68,7 @@ __all__ = [
     "Pruner",
     "Quantizer",
     "Reconstructing",
+    "Regrowing",
     "Regularizer",
     "Result",
     "Scaling",

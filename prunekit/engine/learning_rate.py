@@ -25,19 +25,20 @@ class LearningRateSchedule:
     Args:
         cls: an `LRScheduler` class, or one like `ReduceLROnPlateau` whose `step` takes `metrics`.
         args: its constructor's arguments, without the optimizer.
-        optimizer: whose groups give the base values; None while a schedule is only being checked.
+        groups: of the optimizers; they give the base values. Empty while a schedule is only being checked.
     """
 
-    def __init__(self, cls: type, args: Mapping[str, Any], optimizer: Optimizer | None) -> None:
+    def __init__(self, cls: type, args: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> None:
         self._cls, self._args = cls, dict(args)
         # With momentum, because some schedulers cycle it and refuse an optimizer that has none.
-        self._base = _group_values(optimizer or SGD([torch.zeros(1)], lr=0.1, momentum=0.9))
+        self._base = _group_values(groups or SGD([torch.zeros(1)], lr=0.1, momentum=0.9).param_groups)
         self.takes_metrics = "metrics" in inspect.signature(cls.step).parameters  # type: ignore[attr-defined]
         self._restart()
 
-    def follow(self, optimizer: Optimizer) -> None:
-        """Take the base values of an optimizer that has got more groups."""
-        self._base = _group_values(optimizer)
+    def follow(self, groups: Sequence[Mapping[str, Any]], former: Sequence[int | None]) -> None:
+        """Other groups than before: `former` is the place that each of them had; a new one has its own base values."""
+        new = _group_values(groups)
+        self._base = [new[i] if place is None else self._base[place] for i, place in enumerate(former)]
         self._restart()
 
     def at(self, time: int) -> list[dict[str, Any]]:
@@ -48,7 +49,7 @@ class LearningRateSchedule:
             self._step()
         return self._values()
 
-    def after(self, metrics: Mapping[str, float] | None, optimizer: Optimizer) -> list[dict[str, Any]]:
+    def after(self, metrics: Mapping[str, float] | None, groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The values of each group after an epoch with these metrics, for a scheduler that looks at them.
 
         Raises:
@@ -58,7 +59,7 @@ class LearningRateSchedule:
         if metrics is None or mode not in metrics:
             given = "none" if metrics is None else f"only {', '.join(map(repr, metrics))}"
             raise PrunekitError(f"{self._cls.__name__} needs on_epoch_end(metrics={{{mode!r}: …}}), got {given}")
-        for shadow, group in zip(self._shadow.param_groups, optimizer.param_groups, strict=True):
+        for shadow, group in zip(self._shadow.param_groups, groups, strict=True):
             # Such a scheduler multiplies the rate that is there, whoever has set it.
             shadow["lr"] = float(group["lr"])
         self._scheduler.step(float(metrics[mode]))
@@ -86,7 +87,7 @@ class LearningRateSchedule:
         Raises:
             Exception: what the scheduler raised because its own plan is over.
         """
-        scratch = LearningRateSchedule(self._cls, self._args, _Shadow(self._base))
+        scratch = LearningRateSchedule(self._cls, self._args, self._base)
         if not self.takes_metrics:
             scratch.at(time)
 
@@ -125,10 +126,10 @@ class _Shadow(Optimizer):
         """Nothing to optimize."""
 
 
-def _group_values(optimizer: Optimizer) -> list[dict[str, Any]]:
+def _group_values(groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [
         {key: float(value) if isinstance(value, Tensor) else value for key, value in group.items() if _is_base(key)}
-        for group in optimizer.param_groups
+        for group in groups
     ]
 
 

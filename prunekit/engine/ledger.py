@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from torch.optim import Optimizer
 
 from prunekit.components.effects import Announcement, Effect, Network, effect_names
 from prunekit.components.loss_term import LossTerm
@@ -16,6 +15,7 @@ from prunekit.components.origin import MaskChange, Origin, Result
 from prunekit.engine.bus import EventBus
 from prunekit.engine.epoch_sums import EpochSums
 from prunekit.errors import PluginError, shortened
+from prunekit.model.known_optimizers import KnownOptimizers
 from prunekit.model.masks import Masks
 from prunekit.progress import Progress
 from prunekit.trace import Trace
@@ -54,9 +54,9 @@ class Ledger:
         self.changes: dict[str, list[tuple[int, MaskChange]]] = {}
         self._sums = EpochSums()
 
-    def carry_out(self, results: Iterable[Result], hook: str, optimizer: Optimizer | None, progress: Progress) -> None:
+    def carry_out(self, results: Iterable[Result], hook: str, optimizers: KnownOptimizers, progress: Progress) -> None:
         """Do what an event's implementations returned, in their order: all of it or, if anything fails, nothing."""
-        network = Network(self.masks, optimizer)
+        network = Network(self.masks, optimizers)
         planned = self._without_vetoed(self._checked(results, hook, network, progress))
         # All that may fail for want of memory fails here, where nothing has been touched that would have to be undone.
         prepared = [(plan, self._prepared(plan, network)) for plan in planned]

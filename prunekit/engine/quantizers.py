@@ -12,6 +12,7 @@ from prunekit.components.effects import ModulesQuantized
 from prunekit.components.origin import Result
 from prunekit.engine.ledger import Ledger
 from prunekit.engine.policies import Policy, QuantizationPolicy
+from prunekit.model.known_optimizers import KnownOptimizers
 from prunekit.progress import Progress
 from prunekit.quantization.catalog import Catalog
 from prunekit.quantization.forward import QuantizedForward
@@ -42,13 +43,13 @@ class Quantizers:
         activations = {name: activation for p in live for name, activation in p.quantized_activations.items()}
         self.forward.activate(weights, activations, self._catalog)
 
-    def tell(self, policy: Policy, optimizer: Optimizer | None, progress: Progress) -> None:
+    def tell(self, policy: Policy, optimizers: KnownOptimizers, progress: Progress) -> None:
         """A window opens: which module gets how many bits, and by which line of the schedule."""
         if not isinstance(policy, QuantizationPolicy):
             return
         if policy.bits:
             told = Result(policy.origin, ModulesQuantized(policy.bits))
-            self._ledger.carry_out([told], "on_window_open", optimizer, progress)
+            self._ledger.carry_out([told], "on_window_open", optimizers, progress)
         for module, reason in policy.untraceable.items():
             what = {"module": module or self._name, "reason": reason}
             self._ledger.trace.warning(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch.nn import Module
-from torch.optim import Optimizer
 
 from prunekit.engine.ledger import Ledger
 from prunekit.engine.policies import Policy, PruningPolicy
 from prunekit.engine.quantizers import Quantizers
+from prunekit.model.known_optimizers import KnownOptimizers
 from prunekit.progress import BEFORE_TRAINING, Progress
 
 
@@ -35,7 +35,7 @@ class Windows:
         self.close_within_epochs = any(policy.window.end_hook == "on_minibatch_end" for policy in policies)
         self._prepare(BEFORE_TRAINING)
 
-    def open(self, now: Progress, optimizer: Optimizer | None) -> None:
+    def open(self, now: Progress, optimizers: KnownOptimizers) -> None:
         """Put on the bus what is live now, and say whose window opens."""
         # By identity: two policies of one component have its own hooks in common, which run once.
         live = {id(each): each for policy in self._policies for each in policy.implementations(now)}
@@ -48,7 +48,7 @@ class Windows:
             if policy.window.is_open(now) and policy.index not in self._opened:
                 self._opened.add(policy.index)
                 self._tell("on_window_open", "window opens", policy, now)
-                self._quantizers.tell(policy, optimizer, now)
+                self._quantizers.tell(policy, optimizers, now)
 
     def close(self, hook: str, now: Progress) -> None:
         """Say whose window has closed with an event."""

@@ -25,11 +25,11 @@ class Masks(Mapping[str, Tensor]):
     def __init__(self, parameters: Mapping[str, Parameter]) -> None:
         self.parameters: Mapping[str, Parameter] = dict(parameters)
         self._entries: dict[str, ParameterMask] = {}
-        self._enforced: list[EnforcedMasks] = []
-        self._in_forward: list[ParameterMask] = []
+        self._enforced: dict[frozenset[str] | None, list[EnforcedMasks]] = {}
+        self._in_forward: dict[str, ParameterMask] = {}
         self._active: frozenset[str] = frozenset()
         self._stale = False
-        self._copies: list[tuple[Parameter, Tensor]] = []
+        self._copies: dict[str, tuple[Parameter, Tensor]] = {}
 
     def __getitem__(self, name: str) -> Tensor:
         entry = self._entries[name]
@@ -175,12 +175,19 @@ class Masks(Mapping[str, Tensor]):
 
     # Upkeep
 
-    def enforce(self) -> None:
-        """The optimizer has stepped: zero what is pruned. No synchronization with the device."""
+    def enforce(self, only: frozenset[str] | None = None) -> None:
+        """The optimizer has stepped: zero what is pruned, of these parameters. No synchronization with the device."""
         if self._stale:
             self._sort()
-        for group in self._enforced:
+        if only not in self._enforced:
+            self._enforced[only] = self._groups(only)
+        for group in self._enforced[only]:
             group.apply()
+
+    def enforce_others(self, names: frozenset[str]) -> None:
+        """Zero what is pruned of all parameters but these."""
+        if others := self._entries.keys() - names:
+            self.enforce(frozenset(others))
 
     def activate(self, names: Iterable[str]) -> None:
         """The parameters whose policy acts in this epoch: only their forward-only masks are applied."""
@@ -195,17 +202,17 @@ class Masks(Mapping[str, Tensor]):
         """Apply the masks that only the forward pass sees, setting the unmasked weights aside where asked."""
         if self._stale:
             self._sort()
-        for entry in self._in_forward:
+        for name, entry in self._in_forward.items():
             if entry.restored:
                 # Copied, not divided by the scale afterwards: weights of 16 bits would not come back bit for bit.
-                self._copies.append((entry.parameter, entry.parameter.detach().clone()))
+                self._copies[name] = entry.parameter, entry.parameter.detach().clone()
             entry.apply_in_forward()
 
-    def end_forward(self) -> None:
-        """Put the unmasked weights back, if any were set aside."""
-        for parameter, weights in self._copies:
+    def end_forward(self, only: frozenset[str] | None = None) -> None:
+        """Put the unmasked weights of these parameters back, if any were set aside."""
+        for name in [name for name in self._copies if only is None or name in only]:
+            parameter, weights = self._copies.pop(name)
             parameter.detach().copy_(weights)
-        self._copies.clear()
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -286,11 +293,21 @@ class Masks(Mapping[str, Tensor]):
         self._stale = True
 
     def _sort(self) -> None:
-        self._enforced = EnforcedMasks.groups(
-            e for e in map(ParameterMask.enforced, self._entries.values()) if e is not None
-        )
-        self._in_forward = [e for n, e in self._entries.items() if e.acts(n in self._active)]
+        self._enforced = {}  # made when an optimizer asks
+        self._in_forward = {n: e for n, e in self._entries.items() if e.acts(n in self._active)}
         self._stale = False
+
+    def _groups(self, only: frozenset[str] | None) -> list[EnforcedMasks]:
+        if only is None:
+            names = list(self._entries)
+        elif len(only) == 1:  # where each parameter has an optimizer of its own, not all are looked at for each
+            names = [name for name in only if name in self._entries]
+        else:
+            names = [name for name in self._entries if name in only]
+        if only is not None and len(names) == len(self._entries):
+            return self._enforced.setdefault(None, self._groups(None))
+        enforced = (self._entries[name].enforced() for name in names)
+        return EnforcedMasks.groups(entry for entry in enforced if entry is not None)
 
 
 def _clone(mask: Tensor | None) -> Tensor | None:

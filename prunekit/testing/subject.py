@@ -67,7 +67,7 @@ class Subject:
         """A new instance; a learning-rate scheduler gets an optimizer of its own."""
         if self.kind == "lr_scheduler":
             optimizer = SGD([torch.zeros(1)], lr=0.1, momentum=0.9)
-            return LearningRateSchedule(self.cls, self.own_arguments(), optimizer)
+            return LearningRateSchedule(self.cls, self.own_arguments(), optimizer.param_groups)
         return self.cls(**self.own_arguments())
 
     def own_arguments(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -41,6 +41,7 @@ class SETPruner:
     zeta: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 0.3
     signs: Literal["apart", "together"] = "apart"
     seed: int = 0
+    regrows: ClassVar[bool] = True
     _moment: tuple[int, int] | None = field(default=None, init=False, repr=False)
 
     def compute_masks(self, parameters: Mapping[str, Parameter], context: Context) -> Mapping[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Schedule + registry + model + optimizer -> policies, or everything that is wrong, all of it at once."""
+"""Schedule + registry + model + optimizers -> policies, or everything that is wrong, all of it at once."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ def build(
     schedule: Schedule,
     registry: Registry,
     model: Module | None = None,
-    optimizer: Optimizer | None = None,
+    optimizers: Sequence[Optimizer] = (),
     epochs: int | None = None,
 ) -> Built:
-    """Find, check and bind everything that a schedule names; the model and the optimizer are left as they are.
+    """Find, check and bind everything that a schedule names; the model and its optimizers are left as they are.
 
     Without a model nothing that depends on parameter names is checked; without `epochs`, not whether each policy acts.
     """
     problems = Problems(schedule.source)
-    network = None if model is None else GivenModel(model, optimizer)
+    network = None if model is None else GivenModel(model, optimizers)
     found = find(schedule, registry, problems)
     checker = Checker(schedule, found, network, problems)
     policies = bind(checker.check(), network, problems)

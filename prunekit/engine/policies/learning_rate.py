@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Self
-
-from torch.optim import Optimizer
 
 from prunekit.components.effects import Effect, SetLearningRates
 from prunekit.components.kinds import LR_SCHEDULER
@@ -14,24 +12,33 @@ from prunekit.engine.checked import Checked, GivenModel
 from prunekit.engine.learning_rate import LearningRateSchedule
 from prunekit.engine.policies.policy import Policy
 from prunekit.engine.problems import Problems
+from prunekit.errors import ArgumentError
+from prunekit.model.optimizer import WITHOUT_RATE, Groups
 from prunekit.progress import Progress
 
 
 @dataclass(eq=False)
 class LRPolicy(Policy):
-    """Sets the learning rate of the next epoch when an active one ends, and of epoch 0 before it begins."""
+    """Sets the learning rate of the next epoch when an active one ends, and of epoch 0 before it begins.
+
+    Attributes:
+        groups: asks for the groups of the optimizers as they are now.
+    """
 
     kind = LR_SCHEDULER
     component: LearningRateSchedule
+    groups: Callable[[], Sequence[Mapping[str, Any]]] = field(default=list)
 
     @classmethod
-    def make_component(cls, component_class: type, arguments: Mapping[str, Any], optimizer: Optimizer | None) -> Any:
-        """Its values as a function of the epoch; the optimizer itself is left alone."""
-        return LearningRateSchedule(component_class, arguments, optimizer)
+    def make_component(cls, component_class: type, arguments: Mapping[str, Any], groups: Groups) -> Any:
+        """Its values as a function of the epoch; the groups themselves are left alone."""
+        if any(group.get("lr") is None for group in groups):
+            raise ArgumentError(message=WITHOUT_RATE)
+        return LearningRateSchedule(component_class, arguments, groups)
 
     @classmethod
     def bind(cls, checked: Checked, network: GivenModel | None, problems: Problems) -> Self:
-        if network is not None and network.optimizer is None:
+        if network is not None and not network.optimizers:
             problems.add(checked.place(), "a learning rate needs an optimizer, and none was given")
         return super().bind(checked, network, problems)
 
@@ -51,5 +58,5 @@ class LRPolicy(Policy):
     def set_next(self, progress: Progress) -> Effect:
         return SetLearningRates(self.component.at(self.window.time_after(progress)))
 
-    def set_after_metrics(self, optimizer: Optimizer, metrics: Mapping[str, float] | None) -> Effect:
-        return SetLearningRates(self.component.after(metrics, optimizer))
+    def set_after_metrics(self, metrics: Mapping[str, float] | None) -> Effect:
+        return SetLearningRates(self.component.after(metrics, self.groups()))
