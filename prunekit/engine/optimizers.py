@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from prunekit.components.pruner import Observing
 from prunekit.engine.policies import LRPolicy, Policy, PruningPolicy, RegularizationPolicy
 from prunekit.engine.quantizers import Quantizers
+from prunekit.engine.scale_probe import ScaleProbe
 from prunekit.engine.step_hooks import hears_steps_of, listen, stop_listening
 from prunekit.errors import PrunekitError
 from prunekit.model.known_optimizers import KnownOptimizers, inside
@@ -56,6 +57,7 @@ class Optimizers:
         self._in_minibatch = self._evaluating = self._writes_unheard = self._heard = self._said_unobserved = False
         self._told: list[Names] | None = []  # whose gradients are told of in this mini-batch; None of all
         self._stepped: dict[Names, None] = {}
+        self._scale = ScaleProbe()
         self._ever_stepped, self._said, self._checked = False, weakref.WeakSet[Any](), set[int]()
         for policy in policies:
             if isinstance(policy, LRPolicy):
@@ -176,6 +178,7 @@ class Optimizers:
         elif self._told == []:
             self._told = None
             self._masks.end_forward()
+            self._scale.look(p for policy in self._observers() for p in policy.parameters.values())
             self._ask(None)
 
     def end_minibatch(self) -> bool:
@@ -240,6 +243,8 @@ class Optimizers:
 
     def _gradients_known(self, optimizer: Optimizer) -> None:
         """Tell of the gradients of what an optimizer holds, once in a mini-batch."""
+        if self._told is None and self._scale.was_scaled():
+            self._trace.warning("gradients observed before unscale_", consequence=_SCALED)
         if not self._in_minibatch or self._told is None or _is_skipped(optimizer):
             return
         names = self.known.names(optimizer)
@@ -314,6 +319,7 @@ class Optimizers:
             )
 
 
+_SCALED = "observers took the scale for part of them; leave before_parameter_optimization out, or unscale first"
 _UNHEARD = "each mini-batch counts as a step, and masks are enforced when it ends"
 
 
