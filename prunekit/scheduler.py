@@ -413,8 +413,8 @@ class CompressionScheduler:
             self.on_train_begin()
 
     def _tell_gradients(self, optimizer: Optimizer | None) -> None:
-        stepping = {} if optimizer is None else {"optimizer": optimizer}
-        self._fire("before_parameter_optimization", **stepping)
+        if self._bus.hears("before_parameter_optimization"):
+            self._fire("before_parameter_optimization", **({} if optimizer is None else {"optimizer": optimizer}))
 
     def _count_step(self) -> None:
         self._clock.stepped = True

@@ -58,6 +58,8 @@ class Optimizers:
         self._told: list[Names] | None = []  # whose gradients are told of in this mini-batch; None of all
         self._stepped: dict[Names, None] = {}
         self._scale = ScaleProbe()
+        # Found once: each mini-batch asks, and a protocol is slow to compare with.
+        self._observers = [p for p in policies if isinstance(p, PruningPolicy) and isinstance(p.component, Observing)]
         self._ever_stepped, self._said, self._checked = False, weakref.WeakSet[Any](), set[int]()
         for policy in policies:
             if isinstance(policy, LRPolicy):
@@ -165,7 +167,9 @@ class Optimizers:
 
     def begin_minibatch(self) -> None:
         """A mini-batch begins: nobody has stepped in it."""
-        self._in_minibatch, self._told, self._stepped = True, [], {}
+        self._in_minibatch, self._told = True, []
+        if self._stepped:
+            self._stepped = {}
 
     def tell_gradients(self, optimizer: Optimizer | None) -> None:
         """The loop says that gradients are known, of all parameters or of those that one of several optimizers holds.
@@ -175,21 +179,22 @@ class Optimizers:
         if optimizer is not None and self._in_minibatch and self._holds_a_part(optimizer):
             self._masks.end_forward(self.known.names(optimizer))
             self._gradients_known(optimizer)
-        elif self._told == []:
+        elif self._told is not None and not self._told:
             self._told = None
             self._masks.end_forward()
-            self._scale.look(p for policy in self._observers() for p in policy.parameters.values())
-            self._ask(None)
+            if self._observers:
+                self._scale.look(p for policy in self._observers for p in policy.parameters.values())
+                self._ask(None)
+            else:
+                self._on_gradients(None)
 
-    def end_minibatch(self) -> bool:
-        """Masks are in force in all parameters afterwards; whether an optimizer has stepped."""
+    def end_minibatch(self) -> None:
+        """Masks are in force in all parameters afterwards."""
         self._in_minibatch = False
-        stepped = list(self._stepped)
-        if self._writes_unheard or not stepped:
+        if self._writes_unheard or not self._stepped:
             self._masks.enforce()  # somebody may have written after the last step that was heard
-        elif len(stepped) > 1 or len(stepped[0]) < len(self._masks.parameters):
-            self._masks.enforce_others(frozenset().union(*stepped))
-        return bool(stepped)
+        elif max(map(len, self._stepped)) < len(self._masks.parameters):
+            self._masks.enforce_others(frozenset().union(*self._stepped))
 
     # Around a step
 
@@ -255,15 +260,14 @@ class Optimizers:
             return
         first = not self._told
         self._told.append(names)
-        if first or self._observers():
+        if first or self._observers:
             self._ask(optimizer)
 
     def _ask(self, optimizer: Optimizer | None) -> None:
         """Let the event be fired, with what observers must know of the optimizer that is about to step."""
-        observers = self._observers()
-        if observers:
+        if self._observers:
             part = optimizer is not None and self._holds_a_part(optimizer)
-            for policy in observers:
+            for policy in self._observers:
                 policy.stepping = self.known.names(optimizer) if optimizer is not None and part else None
                 policy.gradients.scale = getattr(optimizer, "grad_scale", None)
         self._on_gradients(optimizer)
@@ -273,12 +277,9 @@ class Optimizers:
         names = self.known.names(optimizer)
         return any(not self.known.names(each) <= names for each in self.known)
 
-    def _observers(self) -> list[PruningPolicy]:
-        return [p for p in self._policies if isinstance(p, PruningPolicy) and isinstance(p.component, Observing)]
-
     def _say_unobserved(self, optimizer: Optimizer) -> None:
         """Once: an optimizer that steps within the backward pass sees the gradients alone."""
-        observers = [str(policy.origin) for policy in self._observers()]
+        observers = [str(policy.origin) for policy in self._observers]
         if observers and not self._said_unobserved:
             self._said_unobserved = True
             self._trace.warning("gradients not observed", optimizer=type(optimizer).__name__, policies=observers)

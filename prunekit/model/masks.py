@@ -179,9 +179,12 @@ class Masks(Mapping[str, Tensor]):
         """The optimizer has stepped: zero what is pruned, of these parameters. No synchronization with the device."""
         if self._stale:
             self._sort()
-        if only not in self._enforced:
-            self._enforced[only] = self._groups(only)
-        for group in self._enforced[only]:
+        if not self._entries:
+            return
+        groups = self._enforced.get(only)
+        if groups is None:
+            groups = self._enforced[only] = self._groups(only)
+        for group in groups:
             group.apply()
 
     def enforce_others(self, names: frozenset[str]) -> None:
@@ -210,6 +213,8 @@ class Masks(Mapping[str, Tensor]):
 
     def end_forward(self, only: frozenset[str] | None = None) -> None:
         """Put the unmasked weights of these parameters back, if any were set aside."""
+        if not self._copies:
+            return
         for name in [name for name in self._copies if only is None or name in only]:
             parameter, weights = self._copies.pop(name)
             parameter.detach().copy_(weights)
