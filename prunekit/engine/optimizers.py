@@ -7,14 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch.optim import Optimizer
 
 from prunekit.components.pruner import Observing
 from prunekit.engine.policies import LRPolicy, Policy, PruningPolicy, RegularizationPolicy
 from prunekit.engine.quantizers import Quantizers
 from prunekit.engine.scale_probe import ScaleProbe
-from prunekit.engine.step_hooks import hears_steps_of, listen, stop_listening
+from prunekit.engine.step_hooks import hears_steps_of, in_backward, is_skipped, listen, stop_listening
 from prunekit.errors import PrunekitError
 from prunekit.model.known_optimizers import KnownOptimizers, inside
 from prunekit.model.masks import Masks
@@ -51,7 +50,7 @@ class Optimizers:
     ) -> None:
         self._masks, self._policies, self._quantizers, self._trace = masks, policies, quantizers, trace
         self._on_gradients, self._on_step = on_gradients, on_step
-        self.known = KnownOptimizers(lambda: masks.parameters)
+        self.known = KnownOptimizers(masks)
         self._quantizers_train = False
         self._replaced: list[weakref.ref[Optimizer]] = []
         self._in_minibatch = self._evaluating = self._writes_unheard = self._heard = self._said_unobserved = False
@@ -63,7 +62,15 @@ class Optimizers:
         self._ever_stepped, self._said, self._checked = False, weakref.WeakSet[Any](), set[int]()
         for policy in policies:
             if isinstance(policy, LRPolicy):
-                policy.groups = lambda: self.known.groups
+                policy.optimizers = self.known
+        self.listen()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy takes over; what is weak is of this one alone."""
+        return {**vars(self), "_replaced": [], "_said": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _said=weakref.WeakSet())
         self.listen()
 
     # Which there are
@@ -215,7 +222,7 @@ class Optimizers:
     def after_step(self, optimizer: Optimizer) -> None:
         """It has stepped: masks are enforced in what it holds."""
         names = self.known.names(optimizer)
-        if (not names and not self.known.is_given(optimizer)) or _is_skipped(optimizer):
+        if (not names and not self.known.is_given(optimizer)) or is_skipped(optimizer):
             return
         self._gradients_known(optimizer)  # of an optimizer that never called its closure
         self._masks.enforce(names)
@@ -250,12 +257,12 @@ class Optimizers:
         """Tell of the gradients of what an optimizer holds, once in a mini-batch."""
         if self._told is None and self._scale.was_scaled():
             self._trace.warning("gradients observed before unscale_", consequence=_SCALED)
-        if not self._in_minibatch or self._told is None or _is_skipped(optimizer):
+        if not self._in_minibatch or self._told is None or is_skipped(optimizer):
             return
         names = self.known.names(optimizer)
         if any(names is told or names <= told for told in self._told):
             return
-        if _in_backward():
+        if in_backward():
             self._say_unobserved(optimizer)
             return
         first = not self._told
@@ -295,8 +302,8 @@ class Optimizers:
     def _say_unstepped(self, progress: Progress) -> None:
         owned: dict[str, None] = {}
         for policy in self._policies:
-            prunes = isinstance(policy, PruningPolicy | RegularizationPolicy)
-            if prunes and policy.index not in self._checked and policy.window.is_open(progress):
+            prunes = isinstance(policy, PruningPolicy | RegularizationPolicy) and policy.index not in self._checked
+            if prunes and (policy.window.is_open(progress) or any(name in self._masks for name in policy.parameters)):
                 self._checked.add(policy.index)
                 owned |= {name: None for name, p in policy.parameters.items() if p.requires_grad}
         if owned and (unstepped := [name for name in owned if name not in self.known.all_names()]):
@@ -334,17 +341,3 @@ class _MaskedClosure:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.owner.evaluate(self.closure, self.optimizer, args, kwargs)
-
-
-def _is_skipped(optimizer: Optimizer) -> bool:
-    """Whether a fused optimizer is going to leave the weights alone, as a `GradScaler` has told it to.
-
-    Others it does not call at all. Reading the flag waits for the device, as the scaler itself does for those.
-    """
-    found_inf = getattr(optimizer, "found_inf", None)
-    return found_inf is not None and bool(found_inf)
-
-
-def _in_backward() -> bool:
-    """Whether autograd is under way in this thread: the optimizer steps in a hook of a gradient."""
-    return torch._C._current_graph_task_id() != -1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import weakref
 from typing import Any, Protocol
 
+import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
@@ -53,6 +54,20 @@ def hears_steps_of(optimizer: object) -> bool:
     if not isinstance(optimizer, Optimizer) or "_optimizer_step_pre_hooks" not in vars(optimizer):
         return False
     return bool(getattr(type(optimizer).step, "hooked", False))
+
+
+def is_skipped(optimizer: Optimizer) -> bool:
+    """Whether a fused optimizer is going to leave the weights alone, as a `GradScaler` has told it to.
+
+    Others it does not call at all. Reading the flag waits for the device, as the scaler itself does for those.
+    """
+    found_inf = getattr(optimizer, "found_inf", None)
+    return found_inf is not None and bool(found_inf)
+
+
+def in_backward() -> bool:
+    """Whether autograd is under way in this thread: the optimizer steps in a hook of a gradient."""
+    return torch._C._current_graph_task_id() != -1
 
 
 def _before(optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from prunekit.model.masks import Masks
 from prunekit.model.optimizer import groups_of, is_optimizer
 
 
@@ -39,20 +40,31 @@ class KnownOptimizers:
     """Optimizers given to a scheduler, and weak references to others that were found to step the model's parameters.
 
     Args:
-        model: the model's parameters by name, as they are now: another mapping whenever they have changed.
+        masks: whose `parameters` are the model's as they are now: another mapping whenever they have changed.
 
     Attributes:
         given: by whoever writes the loop.
         state_left: state that could not be reset and was told of: (class of the optimizer, key).
     """
 
-    def __init__(self, model: Callable[[], Mapping[str, Parameter]]) -> None:
+    def __init__(self, masks: Masks) -> None:
         self.given: list[Optimizer] = []
         self.state_left: set[tuple[str, str]] = set()
-        self._model = model
+        self._masks = masks
+        self._forget_all()
+
+    def _forget_all(self) -> None:
         self._found: dict[int, Callable[[], Optimizer | None]] = {}
         self._held: dict[int, _Held] = {}
         self._names: tuple[Mapping[str, Parameter], dict[int, str]] = ({}, {})
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy takes over: what was found in steps of these optimizers are none of its own."""
+        return {"given": self.given, "state_left": self.state_left, "_masks": self._masks}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._forget_all()
 
     def __iter__(self) -> Iterator[Optimizer]:
         """All that there are, those given first."""
@@ -92,7 +104,7 @@ class KnownOptimizers:
 
     def names(self, optimizer: Optimizer) -> frozenset[str]:
         """The model's parameters that an optimizer holds; none of somebody else's optimizer."""
-        model, held = self._model(), self._held.get(id(optimizer))
+        model, held = self._masks.parameters, self._held.get(id(optimizer))
         if held is None or not held.is_current(optimizer, model):
             held = self._look(optimizer, model)
         return held.names

@@ -568,6 +568,17 @@ def test_nothing_hangs_on_an_optimizer_which_can_be_copied() -> None:
     assert zeros(copied[0].fc1.weight) < 48  # a copy of the model is nobody's to mask
 
 
+def test_a_deep_copy_knows_the_optimizers_of_the_copied_model() -> None:
+    model = MLP()
+    given, found = sgd(model.fc1.parameters()), sgd(model.fc2.parameters())
+    scheduler = half(model, given)
+    found.step()
+    known: Any = scheduler._optimizers.known
+    assert (known.names(given), known.found) == ({"fc1.weight", "fc1.bias"}, [found])
+    copied = copy.deepcopy(known)
+    assert (copied.names(copied.first), copied.names(given), copied.found) == (known.names(given), frozenset(), [])
+
+
 def test_released_optimizers_step_freely_and_the_last_hook_is_taken_off() -> None:
     from prunekit.engine import step_hooks
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Self
 
 from prunekit.components.effects import Effect, SetLearningRates
@@ -13,6 +13,7 @@ from prunekit.engine.learning_rate import LearningRateSchedule
 from prunekit.engine.policies.policy import Policy
 from prunekit.engine.problems import Problems
 from prunekit.errors import ArgumentError
+from prunekit.model.known_optimizers import KnownOptimizers
 from prunekit.model.optimizer import WITHOUT_RATE, Groups
 from prunekit.progress import Progress
 
@@ -22,12 +23,12 @@ class LRPolicy(Policy):
     """Sets the learning rate of the next epoch when an active one ends, and of epoch 0 before it begins.
 
     Attributes:
-        groups: asks for the groups of the optimizers as they are now.
+        optimizers: whose groups it sets.
     """
 
     kind = LR_SCHEDULER
     component: LearningRateSchedule
-    groups: Callable[[], Sequence[Mapping[str, Any]]] = field(default=list)
+    optimizers: KnownOptimizers | None = None
 
     @classmethod
     def make_component(cls, component_class: type, arguments: Mapping[str, Any], groups: Groups) -> Any:
@@ -59,4 +60,5 @@ class LRPolicy(Policy):
         return SetLearningRates(self.component.at(self.window.time_after(progress)))
 
     def set_after_metrics(self, metrics: Mapping[str, float] | None) -> Effect:
-        return SetLearningRates(self.component.after(metrics, self.groups()))
+        groups = self.optimizers.groups if self.optimizers is not None else []
+        return SetLearningRates(self.component.after(metrics, groups))
