@@ -106,7 +106,7 @@ def before_backward_pass(
 def before_parameter_optimization(
     model: Module, masks: Mapping[str, Tensor], optimizer: Optimizer | None, progress: Progress
 ) -> Effect | list[Effect] | None:
-    """Gradients are known; the optimizer is about to step."""
+    """Gradients are known; the optimizer is about to step: once in a mini-batch for each that steps."""
 
 
 @event
@@ -168,8 +168,8 @@ def on_loss_terms(means: Mapping[str, float], progress: Progress) -> None:
 
 
 @notification
-def on_learning_rate_changed(before: Sequence[float], after: Sequence[float], progress: Progress) -> None:
-    """The learning rate of at least one of the optimizer's groups has changed."""
+def on_learning_rate_changed(before: Sequence[float | None], after: Sequence[float | None], progress: Progress) -> None:
+    """The learning rate of at least one group of the optimizers has changed; None is one that has no rate."""
 
 
 @notification

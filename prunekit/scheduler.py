@@ -34,7 +34,7 @@ from prunekit.engine.state import check_fit, fingerprint, fitting_masks, renamed
 from prunekit.engine.windows import Windows
 from prunekit.errors import PrunekitError, ScheduleError, dotted
 from prunekit.model.masks import Masks
-from prunekit.model.optimizer import learning_rates, set_groups
+from prunekit.model.optimizer import learning_rates, sequence_of, set_groups
 from prunekit.model.parameters import Parameters, must_have_values
 from prunekit.plugins.listeners import given_listeners
 from prunekit.plugins.loading import Plugins, core_entry, load_plugins
@@ -54,12 +54,12 @@ class CompressionScheduler:
 
     Either the loop calls the events itself (`on_epoch_begin` … `on_epoch_end`), or it runs inside
     `for epoch in scheduler.epochs(n)` and `for batch in scheduler.minibatches(loader)` and adds `total_loss(loss)`.
-    Masks are enforced after every optimizer step by a hook on the optimizer; the loop needs no line for it.
+    Masks are enforced after every step of any optimizer that holds parameters of the model; the loop needs no line.
 
     Args:
         schedule: what to do and when.
         model: the network, as the loop trains it (wrapped or not).
-        optimizer: needed by schedules with an LR scheduler, and for masks to be enforced right after its steps.
+        optimizer: one or several: an LR scheduler needs them, since it moves the rates of these alone.
         epochs: the length of the run, if known: a policy that never acts within it is an error.
         steps_per_epoch: how many steps the optimizer takes in an epoch, if known: the same for windows in steps.
         trace: where lines go; `Trace(run_dir)` keeps them in a folder.
@@ -74,7 +74,7 @@ class CompressionScheduler:
         self,
         schedule: Schedule,
         model: Module,
-        optimizer: Optimizer | None = None,
+        optimizer: Optimizer | Sequence[Optimizer] | None = None,
         *,
         epochs: int | None = None,
         steps_per_epoch: int = 0,
@@ -82,13 +82,13 @@ class CompressionScheduler:
         plugins: Plugins | None = None,
         listeners: Sequence[object] = (),
     ) -> None:
-        self.schedule, self.model, self.optimizer = schedule, model, optimizer
+        self.schedule, self.model, optimizers = schedule, model, sequence_of(optimizer)
         self.trace = trace or Trace()
         self._given = plugins = plugins or load_plugins()
         given, unusable = given_listeners(listeners, plugins.listeners)
         self._given_listeners = tuple(listener.implementation for listener in given)
         plugins = plugins.plus(given)
-        built = build(schedule, plugins.registry, model, optimizer, epochs, steps_per_epoch)
+        built = build(schedule, plugins.registry, model, optimizers, epochs, steps_per_epoch)
         if problems := [*schedule.problems(), *built.problems, *unusable, *plugins.problems]:
             raise ScheduleError(problems)
         for unused in plugins.broken:
@@ -107,18 +107,23 @@ class CompressionScheduler:
         self._ledger = Ledger(self._masks, self._bus, self.trace)
         self._quantizers = Quantizers(self._policies, model, built.catalog, self._ledger)
         self._clock, self._next_epoch, self._steps_per_epoch = Clock(), 0, steps_per_epoch
-        self._begun = self._in_minibatch = self._optimization_begun = False
+        self._begun = False
         self._metrics: Mapping[str, float] | None = None
-        self._optimizers = Optimizers(self._before_step, self._after_step, self._policies, self._quantizers)
-        if optimizer is not None:
-            self._optimizers.add(optimizer)
+        self._optimizers = Optimizers(
+            self._masks, self._policies, self._quantizers, self.trace, self._tell_gradients, self._count_step
+        )
+        self._optimizers.give(optimizers, bases=False)
         clashes = undecided(schedule, self._policies)
         self._windows = Windows(self._policies, model, self._ledger, self._quantizers, clashes)
         self._binding = Binding(model, self._policies, self._ledger, self._quantizers)
 
     @classmethod
     def from_yaml(
-        cls, path: str | Path, model: Module, optimizer: Optimizer | None = None, **options: Any
+        cls,
+        path: str | Path,
+        model: Module,
+        optimizer: Optimizer | Sequence[Optimizer] | None = None,
+        **options: Any,
     ) -> CompressionScheduler:
         """A scheduler from a YAML file; options as in the constructor.
 
@@ -129,7 +134,11 @@ class CompressionScheduler:
 
     @classmethod
     def from_dict(
-        cls, data: Mapping[str, Any], model: Module, optimizer: Optimizer | None = None, **options: Any
+        cls,
+        data: Mapping[str, Any],
+        model: Module,
+        optimizer: Optimizer | Sequence[Optimizer] | None = None,
+        **options: Any,
     ) -> CompressionScheduler:
         """A scheduler from a dict of the YAML's shape, which is not changed; options as in the constructor."""
         return cls(parse(Source.from_data(data)), model, optimizer, **options)
@@ -138,6 +147,11 @@ class CompressionScheduler:
     def masks(self) -> Mapping[str, Tensor]:
         """Parameter name -> boolean mask (True keeps), for the parameters that have one."""
         return self._masks
+
+    @property
+    def optimizer(self) -> Optimizer | None:
+        """The first optimizer that was given, or else the first that was found to step the model's parameters."""
+        return self._optimizers.known.first
 
     @property
     def policies(self) -> Sequence[Policy]:
@@ -193,7 +207,7 @@ class CompressionScheduler:
         self._masks.end_forward()  # of a mini-batch that the loop left in the middle
         self._binding.look_up(self.progress)
         # First, so that whoever becomes live hears this very event.
-        self._windows.open(self.progress, self.optimizer)
+        self._windows.open(self.progress, self._optimizers.known)
         self._fire("on_epoch_begin")
 
     @also_spelled(minibatch_id="minibatch")
@@ -203,12 +217,12 @@ class CompressionScheduler:
         """A mini-batch is about to go forward: masks are in the weights when this returns."""
         self._clock.begin_minibatch(epoch, minibatch, minibatches_per_epoch)
         self._take(optimizer)
-        self._in_minibatch, self._optimization_begun = True, False
+        self._optimizers.begin_minibatch()
         self._masks.end_forward()  # of a mini-batch that the loop left in the middle
         if self._windows.any_open or self._masks:
             self._binding.follow()
         if self._windows.within_epochs:
-            self._windows.open_within_epoch(self.progress, self.optimizer)
+            self._windows.open_within_epoch(self.progress, self._optimizers.known)
         self._fire("on_minibatch_begin")
         # Behind the event, which may have set the masks that this forward pass is to see.
         self._masks.begin_forward()
@@ -258,25 +272,23 @@ class CompressionScheduler:
     def before_parameter_optimization(
         self, epoch: int, minibatch: int, minibatches_per_epoch: int, optimizer: Optimizer | None = None
     ) -> None:
-        """Gradients are known. The optimizer's step calls it too; only the first call in a mini-batch counts."""
+        """Gradients are known. The optimizer's step calls it too; only the first call in a mini-batch counts.
+
+        With gradients of a `GradScaler`: behind its `unscale_(optimizer)`, or not at all.
+        """
         self._take(optimizer)
-        if not self._optimization_begun:
-            self._optimization_begun = True
-            self._masks.end_forward()
-            self._fire("before_parameter_optimization")
+        self._optimizers.tell_gradients(optimizer)
 
     @also_spelled(minibatch_id="minibatch")
     def on_minibatch_end(
         self, epoch: int, minibatch: int, minibatches_per_epoch: int, optimizer: Optimizer | None = None
     ) -> None:
-        """The optimizer has stepped: masks are enforced, if its hook has not done so, and regularizers drop weights."""
+        """The optimizers have stepped: masks are enforced where hooks have not done so; regularizers drop weights."""
         self._clock.tell(epoch, minibatch, minibatches_per_epoch)
         self._take(optimizer)
-        self._in_minibatch = False
         self._masks.end_forward()
-        if not self._clock.stepped:
-            self._masks.enforce()
-        if not self._optimizers.known:  # nobody tells of the optimizer's steps: each mini-batch counts as one
+        self._optimizers.end_minibatch()
+        if not self._optimizers.heard:  # nobody tells of the optimizer's steps: each mini-batch counts as one
             self._clock.stepped = True
         self._fire("on_minibatch_end")
         if self._windows.within_epochs:
@@ -297,6 +309,7 @@ class CompressionScheduler:
         self._take(optimizer)
         self._fire("on_epoch_end", metrics=metrics)
         self._ledger.sum_up_epoch(self.progress)
+        self._optimizers.end_epoch(self.progress)
         self._next_epoch = self.progress.next_epoch
         self._windows.close("on_epoch_end", self.progress)
 
@@ -416,7 +429,7 @@ class CompressionScheduler:
         self.on_train_begin()
         if taken.left_out:
             self.trace.warning("weights zero all over, not taken", parameters=taken.left_out)
-        self._ledger.carry_out([taken.result], "take_masks", self.optimizer, self.progress)
+        self._ledger.carry_out([taken.result], "take_masks", self._optimizers.known, self.progress)
 
     # State
 
@@ -435,7 +448,7 @@ class CompressionScheduler:
             "masks": self._masks.state_dict(),
             "components": {key: c.state_dict() for key, c in stateful(self._components).items()},
             "policies": {str(policy.index): policy.state_dict() for policy in self._policies},
-            "learning_rates": learning_rates(self.optimizer),
+            "learning_rates": learning_rates(self._optimizers.known.groups),
             "ledger": self._ledger.state_dict(),
         }
         if self._bus.hears("on_state_saved"):
@@ -449,7 +462,8 @@ class CompressionScheduler:
         Raises:
             StateError: the state belongs to another schedule or another model; nothing was changed.
         """
-        check_fit(state, self.schedule, self._components, self.optimizer)
+        groups = self._optimizers.known.groups
+        check_fit(state, self.schedule, self._components, len(groups))
         self._binding.look_up(self.progress)
         parameters = Parameters.of(self.model).by_name
         masks = fitting_masks(state, parameters)
@@ -462,14 +476,14 @@ class CompressionScheduler:
             self._components[key].load_state_dict(saved)
         for policy in self._policies:
             policy.load_state_dict(state["policies"][str(policy.index)], self._masks)
-        if self.optimizer is not None and state["learning_rates"]:
-            set_groups(self.optimizer, [{"lr": rate} for rate in state["learning_rates"]])
+        if groups and state["learning_rates"]:
+            set_groups(groups, [{} if rate is None else {"lr": rate} for rate in state["learning_rates"]])
         self._ledger.load_state_dict(state["ledger"])
         self._ledger.rates.forget()
         self._clock, self._next_epoch = Clock(*state["progress"]), state["next_epoch"]
         # Within an epoch, whose beginning will not be told again.
         if self._clock.minibatch >= 0:
-            self._windows.open(self.progress, self.optimizer)
+            self._windows.open(self.progress, self._optimizers.known)
         else:
             self._quantizers.begin(self.progress)
             self._quantizers.open(self.progress)  # whoever evaluates now sees what the last forward pass saw
@@ -482,13 +496,13 @@ class CompressionScheduler:
         Raises:
             PrunekitError: it can't be copied, or not now; the message says what to do instead.
         """
-        must_be_copyable(self.model, memo, self._quantizers, self._in_minibatch and not self._clock.stepped)
-        model, optimizer, trace = deepcopy((self.model, self.optimizer, self.trace), memo)
+        must_be_copyable(self.model, memo, self._quantizers, self._optimizers.in_minibatch and not self._clock.stepped)
+        model, optimizers, trace = deepcopy((self.model, self._optimizers.known.given, self.trace), memo)
         # A module is one in a process, as a class is.
         listeners = [each if ismodule(each) else deepcopy(each, memo) for each in self._given_listeners]
-        twin = type(self)(self.schedule, model, optimizer, trace=trace, plugins=self._given, listeners=listeners)
+        twin = type(self)(self.schedule, model, optimizers, trace=trace, plugins=self._given, listeners=listeners)
         twin.load_state_dict(self.state_dict())
-        twin._in_minibatch, twin._optimization_begun = self._in_minibatch, self._optimization_begun
+        twin._optimizers.go_on_as(self._optimizers)
         twin._metrics = deepcopy(self._metrics)
         return twin
 
@@ -503,11 +517,18 @@ class CompressionScheduler:
     def _fire(self, hook: str, **more: Any) -> None:
         """Fire an event, and carry out what its implementations want done once all of them have returned."""
         if self._bus.hears(hook):
-            self._ledger.carry_out(self._results(hook, **more), hook, self.optimizer, self.progress)
+            self._ledger.carry_out(self._results(hook, **more), hook, self._optimizers.known, self.progress)
 
     def _results(self, hook: str, **more: Any) -> list[Result]:
         return self._bus.fire(
-            hook, model=self.model, masks=self._masks, optimizer=self.optimizer, progress=self.progress, **more
+            hook,
+            **{
+                "model": self.model,
+                "masks": self._masks,
+                "optimizer": self.optimizer,
+                "progress": self.progress,
+                **more,
+            },
         )
 
     def _with_terms(self, loss: Tensor) -> PolicyLoss:
@@ -518,19 +539,17 @@ class CompressionScheduler:
 
     def _take(self, optimizer: Optimizer | None) -> None:
         """What every event begins with: the optimizer is known, and so is that training has begun."""
-        if optimizer is not None and optimizer is not self.optimizer:
+        if optimizer is not None:
             must_be_optimizer(optimizer)
-            self._optimizers.add(optimizer)
-            self.optimizer = self.optimizer or optimizer
-        if self._ledger.rates.watching and self.optimizer is not None:
-            self._ledger.rates.check([self.optimizer], self._clock)
+            self._optimizers.give(sequence_of(optimizer))
+        if self._ledger.rates.watching:
+            self._ledger.rates.check(self._optimizers.known.given, self._clock)
         if not self._begun:
             self.on_train_begin()
 
-    def _before_step(self) -> None:
-        if self._in_minibatch and not self._optimization_begun:
-            self.before_parameter_optimization(*self.progress[:3])
+    def _tell_gradients(self, optimizer: Optimizer | None) -> None:
+        if self._bus.hears("before_parameter_optimization"):
+            self._fire("before_parameter_optimization", **({} if optimizer is None else {"optimizer": optimizer}))
 
-    def _after_step(self) -> None:
-        self._masks.enforce()
+    def _count_step(self) -> None:
         self._clock.stepped = True

@@ -383,12 +383,15 @@ def events_of(tree: ast.Module) -> Iterator[str]:
     }
     for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
         function, _, name = ast.unparse(call.func).rpartition(".")
-        of_trace = function.endswith("trace") and name in LEVELS
+        of_trace = (function.endswith("trace") and name in LEVELS) or f"{function}.{name}" in WARNINGS
         place = 0 if of_trace else places.get(name, []).index("event") if "event" in places.get(name, []) else None
         argument = call.args[place] if place is not None and place < len(call.args) else None
         if isinstance(argument, ast.Constant):
             yield argument.value
 
+
+WARNINGS = ("context.warn", "self._warn")
+"""How the core warns where a component could, too."""
 
 EVENTFUL = """
 version: 1

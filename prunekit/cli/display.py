@@ -56,7 +56,7 @@ class Display:
         accuracy = "" if result.accuracy is None else f"  accuracy {result.accuracy:.2%}"
         self._print(
             f"{self.label}epoch {result.epoch}/{self.last}  train loss {result.train_loss:.4f}  loss {result.loss:.4f}"
-            f"{accuracy}  lr {result.learning_rate:.4g}  sparsity {result.sparsity:.3f}  {result.seconds:.1f} s"
+            f"{accuracy}  {_rate(result.learning_rate)}  sparsity {result.sparsity:.3f}  {result.seconds:.1f} s"
         )
 
     def on_minibatch(self, result: MinibatchResult) -> None:
@@ -69,7 +69,7 @@ class Display:
             self._epoch = result.epoch
             self._bar.reset(self._task, total=result.minibatches_per_epoch)
         accuracy = "" if self._accuracy is None else f"  accuracy {self._accuracy:.2%}"
-        numbers = f"loss {result.loss:.4f}{accuracy}  lr {result.learning_rate:.4g}  sparsity {result.sparsity:.3f}"
+        numbers = f"loss {result.loss:.4f}{accuracy}  {_rate(result.learning_rate)}  sparsity {result.sparsity:.3f}"
         description = f"{self.label}epoch {result.epoch}/{self.last}"
         self._bar.update(self._task, description=description, completed=result.minibatch + 1, numbers=numbers)
 
@@ -82,3 +82,7 @@ class Display:
 
     def _print(self, line: str) -> None:
         self.console.print(line, soft_wrap=True)
+
+
+def _rate(rate: float | None) -> str:
+    return "lr of its own" if rate is None else f"lr {rate:.4g}"

@@ -80,9 +80,9 @@ def check(
     from prunekit.schedule.yaml_source import Source
 
     schedule = parse(Source.from_file(path))
-    model, optimizer = (None, None) if application is None else (application.model, application.optimizer)
+    model, optimizers = (None, []) if application is None else (application.model, [application.optimizer])
     steps_per_epoch = 0 if application is None else application.steps_per_epoch
-    built = build(schedule, plugins.registry, model, optimizer, epochs, steps_per_epoch)
+    built = build(schedule, plugins.registry, model, optimizers, epochs, steps_per_epoch)
     errors = dict.fromkeys([*schedule.problems(), *built.problems, *plugins.problems])
     readable = schedule.components or schedule.policies or not errors
     findings = [("error", problem) for problem in errors]

@@ -32,6 +32,7 @@ from prunekit.components.pruner import (
     Observing,
     Pruner,
     Reconstructing,
+    Regrowing,
     Scaling,
 )
 from prunekit.components.quantizer import (
@@ -72,6 +73,7 @@ __all__ = [
     "Pruner",
     "Quantizer",
     "Reconstructing",
+    "Regrowing",
     "Regularizer",
     "Result",
     "Scaling",

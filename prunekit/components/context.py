@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from prunekit.components.curves import Change, value_at
+from prunekit.components.gradients import Gradients
 from prunekit.progress import Progress, Window
 
 
@@ -27,6 +28,7 @@ class Context:
             `ArgumentError` about the parameter begins with.
         activations: of a quantizer: the name of an activation -> its bits.
         warn: `warn("constant message", key=value)` leaves a line in the trace, with epoch, policy and plugin.
+        gradients: where `gradient` takes them from.
     """
 
     model: Module
@@ -37,6 +39,15 @@ class Context:
     keys: Mapping[str, tuple[str | int, ...]]
     warn: Callable[..., None] = lambda message, **values: None
     activations: Mapping[str, int] = field(default_factory=dict)
+    gradients: Gradients = field(default_factory=Gradients)
+
+    def gradient(self, parameter: Tensor, *, finite: bool = True) -> Tensor | None:
+        """The gradient of a parameter [its shape]: dense where the layer makes it sparse; None where there is none.
+
+        Under mixed precision it is without the scale, also where the optimizer takes that out by itself. One that is
+        not finite is all zeros, and a warning says so once; with `finite=False` it is handed on as it is.
+        """
+        return self.gradients.of(parameter, self.warn if finite else None)
 
     def now(self, value: float | Change) -> float:
         """The value of an argument of type `OverTime` at this moment of the window.

@@ -13,21 +13,22 @@ from typing import Any
 
 from torch import Tensor
 from torch.nn import Parameter
-from torch.optim import Optimizer
 
 from prunekit.components.origin import MaskChange, Origin
 from prunekit.errors import PluginError, shortened
+from prunekit.model.known_optimizers import KnownOptimizers
 from prunekit.model.masks import Masks
 from prunekit.model.optimizer import current_groups, learning_rates, must_fit_groups, set_groups
+from prunekit.model.optimizer_state import WeightState
 from prunekit.trace import Level
 
 
 @dataclass(frozen=True)
 class Network:
-    """What effects may touch: masks, the weights under them, and the optimizer."""
+    """What effects may touch: masks, the weights under them, and the optimizers."""
 
     masks: Masks
-    optimizer: Optimizer | None
+    optimizers: KnownOptimizers
 
     @property
     def parameters(self) -> Mapping[str, Parameter]:
@@ -138,7 +139,8 @@ class SetMasks(Effect):
 
     `forward_only`: masked in the forward pass, not after the optimizer's step. `double_copies`: the optimizer updates
     the unmasked weights. `left_out`: parameters that were asked about and keep the mask they have. `scales`: what the
-    forward pass alone multiplies kept weights by.
+    forward pass alone multiplies kept weights by. `reset_pruned`, `reset_regrown`: whether what optimizers remember of
+    a weight, such as momentum, is set back where it is masked, or where it comes back.
     """
 
     masks: Mapping[str, Tensor]
@@ -146,6 +148,8 @@ class SetMasks(Effect):
     double_copies: bool = False
     left_out: Sequence[str] = ()
     scales: Mapping[str, float] = field(default_factory=dict)
+    reset_pruned: bool = False
+    reset_regrown: bool = False
 
     @property
     def parameters(self) -> Sequence[str]:
@@ -171,12 +175,51 @@ class SetMasks(Effect):
             name: network.masks.prepare_mask(name, mask, scale=self.scales.get(name, 1.0), **flags)
             for name, mask in self.masks.items()
         }
-        return self._carry_out(changes, origin)
+        return self._carry_out(changes, network, origin)
 
-    def _carry_out(self, changes: Mapping[str, _Change], origin: Origin) -> Iterator[Announcement]:
+    def remember(self, network: Network) -> Callable[[], None]:
+        resets = self.reset_pruned or self.reset_regrown
+        undo = [state.snapshot() for state in self._states(network).values()] if resets else []
+
+        def restore() -> None:
+            for one in undo:
+                one()
+
+        return restore
+
+    def _carry_out(self, changes: Mapping[str, _Change], network: Network, origin: Origin) -> Iterator[Announcement]:
+        stale = self._stale(network)
         yield from _changed("masks changed", changes, origin)
+        yield from self._reset(stale, network)
         if self.left_out:
             yield Announcement("nothing pruned", {"parameters": list(self.left_out)})
+
+    def _states(self, network: Network) -> dict[str, WeightState]:
+        known = list(network.optimizers)
+        return {name: WeightState.of(network.parameters[name], known) for name in self.masks}
+
+    def _stale(self, network: Network) -> dict[str, Tensor]:
+        """Where what is remembered of weights is out of date once the masks are set."""
+        stale: dict[str, Tensor] = {}
+        for name, mask in self.masks.items():
+            before = network.masks.get(name) if self.reset_regrown else None
+            if before is not None:
+                stale[name] = mask.to(before.device) & ~before
+            if self.reset_pruned:
+                stale[name] = ~mask | stale[name].to(mask.device) if name in stale else ~mask
+        return stale
+
+    def _reset(self, stale: Mapping[str, Tensor], network: Network) -> Iterator[Announcement]:
+        states = {name: state for name, state in self._states(network).items() if name in stale} if stale else {}
+        for name, state in states.items():
+            state.reset(stale[name])
+        if done := [name for name, state in states.items() if state.by_weight]:
+            yield Announcement("optimizer state reset", {"parameters": done})
+        left = {other for state in states.values() for other in state.others} - network.optimizers.state_left
+        if left:
+            network.optimizers.state_left |= left
+            named = [f"{optimizer}: {key}" for optimizer, key in sorted(left)]
+            yield Announcement("optimizer state left", {"state": named}, "warning")
 
 
 @dataclass(frozen=True)
@@ -189,7 +232,7 @@ class TakeMasks(SetMasks):
     def proposed(self) -> Mapping[str, Tensor]:
         return {}
 
-    def _carry_out(self, changes: Mapping[str, _Change], origin: Origin) -> Iterator[Announcement]:
+    def _carry_out(self, changes: Mapping[str, _Change], network: Network, origin: Origin) -> Iterator[Announcement]:
         for told in _changed("masks taken", changes, origin):
             yield replace(told, values={**told.values, "source": self.source})
 
@@ -309,7 +352,7 @@ class ZeroWeights(Effect):
 
 @dataclass(frozen=True)
 class SetLearningRates(Effect):
-    """New values for each of the optimizer's parameter groups: `lr`, and what else a schedule cycles.
+    """New values for each parameter group of the optimizers that were given: `lr`, and what else a schedule cycles.
 
     `level`: of its line in the trace.
     """
@@ -326,19 +369,19 @@ class SetLearningRates(Effect):
         return True
 
     def must_fit(self, network: Network) -> None:
-        must_fit_groups(self.groups, network.optimizer)
+        must_fit_groups(self.groups, network.optimizers.groups)
 
     def remember(self, network: Network) -> Callable[[], None]:
-        optimizer = _given(network.optimizer)
-        groups = current_groups(optimizer)
-        return lambda: set_groups(optimizer, groups)
+        groups = network.optimizers.groups
+        values = current_groups(groups)
+        return lambda: set_groups(groups, values)
 
     def prepare(self, network: Network, origin: Origin) -> Iterator[Announcement]:
-        optimizer = _given(network.optimizer)
+        groups = network.optimizers.groups
         # A generator too: nothing is touched before it is iterated over, and no memory is needed beforehand.
-        before = learning_rates(optimizer)
-        set_groups(optimizer, self.groups)
-        after = learning_rates(optimizer)
+        before = learning_rates(groups)
+        set_groups(groups, self.groups)
+        after = learning_rates(groups)
         if after != before:
             rates = {"before": before, "after": after}
             yield Announcement(
@@ -376,8 +419,3 @@ def _told(event: str, changes: Sequence[MaskChange]) -> Announcement:
     sparsity = {change.parameter: [change.sparsity_before, change.sparsity_after] for change in changes}
     values, arguments = {"sparsity": sparsity}, {"changes": changes}
     return Announcement(event, values, hook="on_masks_changed", arguments=arguments, changes=changes)
-
-
-def _given(optimizer: Optimizer | None) -> Optimizer:
-    assert optimizer is not None  # else it would not have fitted
-    return optimizer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 from torch.nn import Parameter
@@ -21,8 +21,8 @@ class Pruner(Protocol):
 
     It owns the parameters that its arguments of type `Selectors` or `PerParameter` select. A pruner may also have
     `check(parameters, context)`, which yields an `ArgumentError` for each parameter that it can't work on,
-    `state_dict()/load_state_dict()`, and what `Accompanied`, `Observing`, `Listening`, `Scaling` and `Reconstructing`
-    describe.
+    `state_dict()/load_state_dict()`, and what `Accompanied`, `Observing`, `Listening`, `Scaling`, `Reconstructing` and
+    `Regrowing` describe.
     """
 
     def compute_masks(self, parameters: Mapping[str, Parameter], context: Context) -> Mapping[str, Tensor]:
@@ -45,7 +45,8 @@ class Observing(Protocol):
     """A pruner that looks at gradients."""
 
     def observe(self, parameters: Mapping[str, Parameter], context: Context) -> Mapping[str, Tensor] | None:
-        """Gradients are known (`parameter.grad`) and the optimizer is about to step: collect what the ranking needs.
+        """Gradients are known (`context.gradient(parameter)`) and the optimizer is about to step: collect what the
+        ranking needs.
 
         Masks that are returned are set at once, before the step. Called from the epoch before the first active one to
         the last active one.
@@ -82,6 +83,17 @@ class Reconstructing(Protocol):
         """New values for weights, set together with the masks that it has just chosen."""
 
 
+@runtime_checkable
+class Regrowing(Protocol):
+    """A pruner under which pruned weights come back and are trained again: it says `regrows: ClassVar[bool] = True`.
+
+    What the optimizer remembers of such a weight dates from before it was pruned, or from gradients while it was: it is
+    set back where a weight comes back whose mask was enforced.
+    """
+
+    regrows: ClassVar[bool]
+
+
 @dataclass(frozen=True)
 class PrunerArguments:
     """The `args` of a pruner's policy."""
@@ -94,6 +106,7 @@ class PrunerArguments:
     discard_masks_at_minibatch_end: bool = False
     skip_first_minibatch: bool = False
     fold_batchnorm: bool = False
+    reset_optimizer_state: bool = False
     levels: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:

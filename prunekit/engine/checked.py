@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -25,10 +25,10 @@ Keys = tuple[str | int, ...]
 
 @dataclass
 class GivenModel:
-    """The network that a schedule is for, and the optimizer of its run, as far as they are known."""
+    """The network that a schedule is for, and the optimizers of its run, as far as they are known."""
 
     model: Module
-    optimizer: Optimizer | None = None
+    optimizers: Sequence[Optimizer] = ()
 
     @cached_property
     def parameters(self) -> Parameters:

@@ -64,6 +64,14 @@ class LearningRateSchedule:
         ]
         self._restart(self._memory)
 
+    def rebase(self, groups: Groups, former: Sequence[int | None]) -> None:
+        """Other optimizers than before: `former` is the place that each group had; a new one gives its own base."""
+        self._base = [
+            _base(group) if place is None else self._base[place] for group, place in zip(groups, former, strict=True)
+        ]
+        self._keys = [key_of(group) for group in groups]
+        self._restart(self._memory)
+
     def at(self, time: int, walk: str = "", *, takes_over: bool = False) -> list[dict[str, Any]]:
         """The values of each group at a time: `lr`, and what else the scheduler cycles (momentum, betas).
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from torch.optim import Optimizer
 
 from prunekit.components.effects import Announcement, Effect, Network, effect_names
 from prunekit.components.loss_term import LossComponent, LossTerm, PolicyLoss
@@ -17,6 +16,7 @@ from prunekit.engine.bus import EventBus
 from prunekit.engine.epoch_sums import EpochSums
 from prunekit.engine.rates import Rates
 from prunekit.errors import PluginError, shortened
+from prunekit.model.known_optimizers import KnownOptimizers
 from prunekit.model.masks import Masks
 from prunekit.progress import Progress
 from prunekit.trace import Trace
@@ -56,9 +56,9 @@ class Ledger:
         self.rates = Rates(trace)
         self._sums = EpochSums()
 
-    def carry_out(self, results: Iterable[Result], hook: str, optimizer: Optimizer | None, progress: Progress) -> None:
+    def carry_out(self, results: Iterable[Result], hook: str, optimizers: KnownOptimizers, progress: Progress) -> None:
         """Do what an event's implementations returned, in their order: all of it or, if anything fails, nothing."""
-        network = Network(self.masks, optimizer)
+        network = Network(self.masks, optimizers)
         planned = self._without_vetoed(self._checked(results, hook, network, progress))
         # All that may fail for want of memory fails here, where nothing has been touched that would have to be undone.
         prepared = [(plan, self._prepared(plan, network)) for plan in planned]
@@ -73,8 +73,8 @@ class Ledger:
         for each in told:
             self._keep_account(each, progress.epoch)
         for plan in planned:
-            if plan.effect.sets_rates and optimizer is not None:
-                self.rates.note(plan.cause.origin, optimizer.param_groups)
+            if plan.effect.sets_rates:
+                self.rates.note(plan.cause.origin, optimizers.groups)
 
     def add_terms(self, loss: Tensor, results: Iterable[Result]) -> PolicyLoss:
         """The loss plus the terms returned, and the terms."""

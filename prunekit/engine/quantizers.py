@@ -13,6 +13,7 @@ from prunekit.components.origin import Result
 from prunekit.engine.ledger import Ledger
 from prunekit.engine.policies import Policy, QuantizationPolicy
 from prunekit.errors import PrunekitError
+from prunekit.model.known_optimizers import KnownOptimizers
 from prunekit.progress import Progress
 from prunekit.quantization.catalog import Catalog, catalog
 from prunekit.quantization.forward import QuantizedForward
@@ -72,13 +73,13 @@ class Quantizers:
             self.forward.clear()  # also where the parameters are the same and stand in other modules
             self.open(self._opened)
 
-    def tell(self, policy: Policy, optimizer: Optimizer | None, progress: Progress) -> None:
+    def tell(self, policy: Policy, optimizers: KnownOptimizers, progress: Progress) -> None:
         """A window opens: which module gets how many bits, and by which line of the schedule."""
         if not isinstance(policy, QuantizationPolicy):
             return
         if policy.bits:
             told = Result(policy.origin, ModulesQuantized(policy.bits))
-            self._ledger.carry_out([told], "on_window_open", optimizer, progress)
+            self._ledger.carry_out([told], "on_window_open", optimizers, progress)
         for module, reason in policy.untraceable.items():
             what = {"module": module or self._name, "reason": reason}
             self._ledger.trace.warning(

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from prunekit.components.origin import Origin
 from prunekit.engine.learning_rate import Groups, key_of
+from prunekit.model.optimizer import groups_of
 from prunekit.progress import Clock
 from prunekit.trace import Trace
 
@@ -49,7 +50,7 @@ class Rates:
 
     def check(self, optimizers: Sequence[Optimizer], clock: Clock) -> None:
         """Warn of rates that are not those which were set: once for each policy and way in which they move."""
-        groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        groups = groups_of(optimizers)
         # Groups that were added are nobody's yet; in place of one that was taken away stands one of other parameters.
         moved = [i for i, (rate, group) in enumerate(zip(self._set, groups, strict=False)) if rate.is_moved(group)]
         if not moved:

@@ -7,7 +7,6 @@ from difflib import unified_diff
 from typing import Any
 
 from torch.nn import Parameter
-from torch.optim import Optimizer
 
 from prunekit.components.context import Stateful
 from prunekit.errors import StateError
@@ -31,10 +30,8 @@ def stateful(components: Mapping[str, Any]) -> dict[str, Stateful]:
     return {key: component for key, component in components.items() if isinstance(component, Stateful)}
 
 
-def check_fit(
-    state: Mapping[str, Any], schedule: Schedule, components: Mapping[str, Any], optimizer: Optimizer | None
-) -> None:
-    """Compare a saved state with the schedule, its components and the optimizer, if it is known yet.
+def check_fit(state: Mapping[str, Any], schedule: Schedule, components: Mapping[str, Any], groups: int) -> None:
+    """Compare a saved state with the schedule, its components and the number of parameter groups, if there are any yet.
 
     Raises:
         StateError: they differ; the message shows how.
@@ -50,9 +47,9 @@ def check_fit(
     if set(state["components"]) != set(stateful(components)):
         saved, now = sorted(state["components"]), sorted(stateful(components))
         raise StateError(f"the state holds what {saved} remembered; the components here are {now}")
-    groups, here = len(state["learning_rates"]), 0 if optimizer is None else len(optimizer.param_groups)
-    if groups and here and groups != here:
-        raise StateError(f"saved with {groups} parameter groups; the optimizer has {here}")
+    saved_groups = len(state["learning_rates"])
+    if saved_groups and groups and saved_groups != groups:
+        raise StateError(f"saved with {saved_groups} parameter groups; the optimizer has {groups}")
 
 
 def fitting_masks(state: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> dict[str, Any]:

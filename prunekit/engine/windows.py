@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from torch.nn import Module
-from torch.optim import Optimizer
 
 from prunekit.engine.conflicts import Clash
 from prunekit.engine.ledger import Ledger
 from prunekit.engine.policies import LRPolicy, Policy, PruningPolicy
 from prunekit.engine.quantizers import Quantizers
 from prunekit.errors import ScheduleError
+from prunekit.model.known_optimizers import KnownOptimizers
 from prunekit.progress import BEFORE_TRAINING, Progress
 
 
@@ -51,15 +51,15 @@ class Windows:
         self.any_open = False
         self._prepare(BEFORE_TRAINING)
 
-    def open(self, now: Progress, optimizer: Optimizer | None) -> None:
+    def open(self, now: Progress, optimizers: KnownOptimizers) -> None:
         """Put on the bus what is live now, and say whose window opens.
 
         Raises:
             ScheduleError: two policies act now of which only one may; nothing was changed.
         """
-        self._open(now, optimizer, steps_only=False)
+        self._open(now, optimizers, steps_only=False)
 
-    def _open(self, now: Progress, optimizer: Optimizer | None, *, steps_only: bool) -> None:
+    def _open(self, now: Progress, optimizers: KnownOptimizers, *, steps_only: bool) -> None:
         # Of a run that goes on within an epoch, the step that was taken last may have closed a window.
         policies = [policy for policy in self._policies if not _has_closed(policy, "on_minibatch_end", now)]
         self._must_not_meet(policies, now)
@@ -79,12 +79,12 @@ class Windows:
             if policy.window.is_open(now) and policy.index not in self._opened:
                 self._opened.add(policy.index)
                 self._tell("on_window_open", "window opens", policy, now)
-                self._quantizers.tell(policy, optimizer, now)
+                self._quantizers.tell(policy, optimizers, now)
 
-    def open_within_epoch(self, now: Progress, optimizer: Optimizer | None) -> None:
+    def open_within_epoch(self, now: Progress, optimizers: KnownOptimizers) -> None:
         """A mini-batch begins, and with it a step perhaps: `open`, where that changes anything for anybody."""
         if now.minibatch_of_step == 0 and now.step >= self._unchanged_until:
-            self._open(now, optimizer, steps_only=True)
+            self._open(now, optimizers, steps_only=True)
         elif now.minibatch_of_step == 0:
             self._quantizers.begin(now, steps_only=True)
 

@@ -32,10 +32,10 @@ class Masks(Mapping[str, Tensor]):
         self._entries: dict[str, ParameterMask] = {}
         self._enforced: dict[str, ParameterMask] = {}
         self._groups: dict[frozenset[str] | None, list[EnforcedMasks]] = {}
-        self._in_forward: list[ParameterMask] = []
+        self._in_forward: dict[str, ParameterMask] = {}
         self._active: frozenset[str] = frozenset()
         self._stale = False
-        self._copies: list[Unmasked] = []
+        self._copies: dict[str, Unmasked] = {}
 
     def __getitem__(self, name: str) -> Tensor:
         entry = self._entries[name]
@@ -233,6 +233,11 @@ class Masks(Mapping[str, Tensor]):
             if not group.is_intact:
                 group.apply()
 
+    def enforce_others(self, names: frozenset[str]) -> None:
+        """Zero what is pruned of all parameters but these."""
+        if others := self._entries.keys() - names:
+            self.enforce(frozenset(others))
+
     def activate(self, names: Iterable[str]) -> None:
         """The parameters whose policy acts in this epoch: only their forward-only masks are applied."""
         self._active = frozenset(names)
@@ -248,21 +253,22 @@ class Masks(Mapping[str, Tensor]):
         """
         if not self._entries:
             return
-        if any(entry.address != entry.parameter.data_ptr() for entry in self._in_forward):
+        if any(entry.address != entry.parameter.data_ptr() for entry in self._in_forward.values()):
             self._sort()
         self.hold()
-        for entry in self._in_forward:
+        for name, entry in self._in_forward.items():
             # Copied, not divided by the scale afterwards: weights of 16 bits would not come back bit for bit.
             weights = entry.parameter.detach().clone() if entry.restored else None
             entry.apply_in_forward()
             if weights is not None:
-                self._copies.append(Unmasked(entry, weights))
+                self._copies[name] = Unmasked(entry, weights)
 
-    def end_forward(self) -> None:
-        """Put the unmasked weights back, if any were set aside and nobody has written others since."""
-        for weights in self._copies:
-            weights.put_back()
-        self._copies.clear()
+    def end_forward(self, only: frozenset[str] | None = None) -> None:
+        """Put the unmasked weights of these parameters back, if any were set aside and nobody has written others."""
+        if not self._copies:
+            return
+        for name in [name for name in self._copies if only is None or name in only]:
+            self._copies.pop(name).put_back()
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -347,9 +353,17 @@ class Masks(Mapping[str, Tensor]):
         if self._stale or any(group.moved for group in self._groups.get(only, ())):
             self._sort()
         if only not in self._groups:
-            chosen = [entry for name, entry in self._enforced.items() if only is None or name in only]
-            self._groups[only] = EnforcedMasks.groups(chosen)
+            self._groups[only] = self._grouped(only)
         return self._groups[only]
+
+    def _grouped(self, only: frozenset[str] | None) -> list[EnforcedMasks]:
+        if only is None:
+            return EnforcedMasks.groups(self._enforced.values())
+        # Looked up by the smaller side: where each parameter has an optimizer of its own, not all are gone through.
+        names = [n for n in only if n in self._enforced] if len(only) == 1 else [n for n in self._enforced if n in only]
+        if len(names) == len(self._enforced):
+            return self._groups_of(None)
+        return EnforcedMasks.groups(self._enforced[name] for name in names)
 
     def _sort(self) -> None:
         if unfit := self.unfit(self.parameters):
@@ -357,7 +371,7 @@ class Masks(Mapping[str, Tensor]):
         enforced = {name: entry.enforced() for name, entry in self._entries.items()}
         self._enforced = {name: entry for name, entry in enforced.items() if entry is not None}
         self._groups.clear()
-        self._in_forward = [e for n, e in self._entries.items() if e.acts(n in self._active)]
+        self._in_forward = {n: e for n, e in self._entries.items() if e.acts(n in self._active)}
         self._stale = False
 
 

@@ -110,7 +110,7 @@ class Run:
         """Train, evaluate, save. The explicit events, because a checkpoint belongs between two epochs."""
         start = time.perf_counter()
         self.scheduler.on_epoch_begin(epoch)
-        rate = learning_rates(self.application.optimizer)[0]
+        rate = learning_rates(self.application.optimizer.param_groups)[0]
         train_loss = self.minibatches(epoch)
         with self.scheduler.masked():
             evaluation = evaluate(self.application)

@@ -78,7 +78,7 @@ def quantize(
         _calibrate(scheduler, application, batches)
         after = evaluate(application)
         scheduler.on_epoch_end(0)
-        rate = learning_rates(application.optimizer)[0]
+        rate = learning_rates(application.optimizer.param_groups)[0]
         run.history = [
             EpochResult(0, before.loss, after.loss, after.accuracy, rate, scheduler.sparsity(), run.seconds())
         ]

@@ -36,7 +36,7 @@ class EpochResult:
         train_loss: mean over the mini-batches, without the terms that policies add.
         loss: of the evaluation after the epoch, with every mask applied.
         accuracy: likewise; None where targets are no classes.
-        learning_rate: of the optimizer's first group during the epoch.
+        learning_rate: of the optimizer's first group during the epoch; None where the optimizer finds it itself.
         sparsity: of all parameters together, after the epoch.
         seconds: training and evaluation.
     """
@@ -45,7 +45,7 @@ class EpochResult:
     train_loss: float
     loss: float
     accuracy: float | None
-    learning_rate: float
+    learning_rate: float | None
     sparsity: float
     seconds: float
 
@@ -73,9 +73,9 @@ class MinibatchResult:
         return float(self._total) / (self.minibatch + 1)
 
     @property
-    def learning_rate(self) -> float:
-        """Of the optimizer's first group."""
-        return learning_rates(self._optimizer)[0]
+    def learning_rate(self) -> float | None:
+        """Of the optimizer's first group; None where the optimizer finds it itself."""
+        return learning_rates(self._optimizer.param_groups)[0]
 
 
 @dataclass(frozen=True)

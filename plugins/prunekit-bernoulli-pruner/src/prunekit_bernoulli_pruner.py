@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ class Bernoulli(RankedPruner):
         seed: of the coins, which are tossed anew at every pruning; the same on all ranks and after a resume.
     """
 
+    regrows: ClassVar[bool] = True
     # Each coin falls alone: nothing is rounded, ranked or taken in multiples.
     group_size: int = field(default=1, init=False)
     rounding_fn: Literal["floor"] = field(default="floor", init=False)

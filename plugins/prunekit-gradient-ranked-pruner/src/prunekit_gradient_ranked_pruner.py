@@ -37,7 +37,7 @@ class GradientRanked(RankedPruner):
     def scores(self, name: str, weight: Tensor, groups: Groups, context: Context) -> Tensor | None:
         sums = self._seen.get(name)
         if sums is None or not sums[-1]:
-            sums = self._of(Parameters.of(context.model).by_name[name])
+            sums = self._of(Parameters.of(context.model).by_name[name], context)
         if sums is None or not sums[-1]:
             self._warn(name, context)
             return None
@@ -46,7 +46,7 @@ class GradientRanked(RankedPruner):
     def observe(self, parameters: Mapping[str, Parameter], context: Context) -> None:
         """Add what this mini-batch says of each group."""
         for name, weight in parameters.items():
-            more = self._of(weight)
+            more = self._of(weight, context)
             if more is not None:
                 self._seen[name] = self._seen[name].to(more.device) + more if name in self._seen else more
 
@@ -63,12 +63,13 @@ class GradientRanked(RankedPruner):
         """Continue with the sums of `state_dict()`."""
         self._seen = dict(state["seen"])
 
-    def _of(self, weight: Parameter) -> Tensor | None:
+    def _of(self, weight: Parameter, context: Context) -> Tensor | None:
         """|Σ w · ∂L/∂w| of each group and a one; all zeros where it is not finite; None without a gradient."""
-        if weight.grad is None:
+        gradient = context.gradient(weight, finite=False)
+        if gradient is None:
             return None
         wide = torch.promote_types(weight.dtype, torch.float32)  # in 16 bits the products would vanish or overflow
-        values = self.groups(weight).sum(weight.detach().to(wide) * weight.grad.to(wide)).abs()
+        values = self.groups(weight).sum(weight.detach().to(wide) * gradient.to(wide)).abs()
         values = values.to(torch.float32 if weight.device.type == "mps" else torch.float64)
         finite = values.isfinite().all()  # stays on the device: nobody waits for it
         return torch.cat([torch.where(finite, values, 0), finite.to(values.dtype).reshape(1)])

@@ -37,11 +37,11 @@ class MovementPruner(GradualSparsity):
         """Add what this mini-batch says, in one call for all tensors."""
         scores, weights, gradients = [], [], []
         for name, weight in parameters.items():
-            if weight.grad is not None:
+            if (gradient := context.gradient(weight)) is not None:
                 score = self._scores[name] = self._score(name, weight)
                 scores.append(score)
                 weights.append(weight.detach().to(score.dtype))
-                gradients.append(weight.grad.to(score.dtype))
+                gradients.append(gradient.to(score.dtype))
         if scores:
             torch._foreach_addcmul_(scores, weights, gradients, value=-1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ class RandomLevelStructureParameterPruner(RankedPruner):
         seed: of the sparsities and of the noise; the same on all ranks and after a resume.
     """
 
+    regrows: ClassVar[bool] = True
     sparsity_range: tuple[Sparsity, Sparsity]
 
     def __post_init__(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -48,6 +48,7 @@ class RigLPruner:
     alpha: OverTime[Fraction] = 0.3
     t_end: PositiveInt | None = None
     seed: int = 0
+    regrows: ClassVar[bool] = True
     _started: bool = field(default=False, init=False, repr=False)
     _next: int = field(default=0, init=False, repr=False)
 
@@ -91,8 +92,9 @@ class RigLPruner:
 
 def _gradient(name: str, weight: Parameter, mask: Tensor, context: Context) -> Tensor | None:
     """What there is to grow by; None, with a warning, where no pruned weight has any."""
-    if weight.grad is not None and bool((weight.grad.bool() & ~mask).any()):
-        return weight.grad
+    gradient = context.gradient(weight)
+    if gradient is not None and bool((gradient.bool() & ~mask).any()):
+        return gradient
     if not bool(mask.all()):
         context.warn("no gradient to grow by, mask left as it is", parameter=name)
     return None

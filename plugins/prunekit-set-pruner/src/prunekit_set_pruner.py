@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -43,6 +43,7 @@ class SETPruner:
     zeta: OverTime[Fraction] = 0.3
     signs: Literal["apart", "together"] = "apart"
     seed: int = 0
+    regrows: ClassVar[bool] = True
     _moment: tuple[int, int] | None = field(default=None, init=False, repr=False)
 
     def compute_masks(self, parameters: Mapping[str, Parameter], context: Context) -> Mapping[str, Tensor]:

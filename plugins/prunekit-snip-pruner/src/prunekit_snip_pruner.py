@@ -48,7 +48,7 @@ class SNIPPruner:
         """The masks, once `batches` mini-batches have been seen, or the window ends."""
         if self._seen >= self.batches or not context.window.is_open(context.progress):
             return None
-        self._add(parameters)
+        self._add(parameters, context)
         last = context.window.is_last_step(context.progress)
         if self._seen < self.batches and not last:
             return None
@@ -69,15 +69,20 @@ class SNIPPruner:
         self._initial = {name: value.clone() for name, value in state["initial"].items()}
         self._gradients = {name: value.clone() for name, value in state["gradients"].items()}
 
-    def _add(self, parameters: Mapping[str, Parameter]) -> None:
+    def _add(self, parameters: Mapping[str, Parameter], context: Context) -> None:
+        gradients = {name: context.gradient(weight) for name, weight in parameters.items()}
+        known = [gradient for gradient in gradients.values() if gradient is not None]
+        # A mini-batch in which all are zero, as gradients are that are not finite, says nothing.
+        if known and not any(bool(gradient.any()) for gradient in known):
+            return
         self._seen += 1
         for name, weight in parameters.items():
-            if weight.grad is not None:
+            if (gradient := gradients.get(name)) is not None:
                 wide = torch.promote_types(weight.dtype, torch.float32)
                 if name not in self._initial:
                     self._initial[name] = weight.detach().to(wide, copy=True)
                     self._gradients[name] = torch.zeros_like(self._initial[name])
-                self._gradients[name] = self._gradients[name].to(weight.device) + weight.grad
+                self._gradients[name] = self._gradients[name].to(weight.device) + gradient
 
     def _chosen(self, sensitivities: Tensors, parameters: Mapping[str, Parameter], context: Context) -> Tensors:
         """The masks of all together."""

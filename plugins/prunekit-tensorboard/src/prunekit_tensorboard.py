@@ -61,7 +61,8 @@ class TensorBoard:
         if self._folder is None:
             return
         groups = [] if optimizer is None else optimizer.param_groups
-        self._write({f"learning_rate/{index}": float(group["lr"]) for index, group in enumerate(groups)}, progress)
+        rates = {f"learning_rate/{index}": group.get("lr") for index, group in enumerate(groups)}
+        self._write({name: float(rate) for name, rate in rates.items() if rate is not None}, progress)
         self._write({f"metric/{name}": float(value) for name, value in (metrics or {}).items()}, progress)
         if self._before is not None:
             self._write(dict(mask_changes(self._before, masks)), progress)

@@ -1,4 +1,4 @@
-"""Schedule + registry + model + optimizer -> policies, or everything that is wrong, all of it at once."""
+"""Schedule + registry + model + optimizers -> policies, or everything that is wrong, all of it at once."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from prunekit.engine.policies import Policy
 from prunekit.engine.problems import Problems
 from prunekit.engine.rate_jumps import jumps
 from prunekit.errors import Problem
+from prunekit.model.optimizer import groups_of
 from prunekit.plugins.registry import Registry
 from prunekit.quantization.catalog import Catalog
 from prunekit.schedule.schedule import Schedule
@@ -43,17 +44,17 @@ def build(
     schedule: Schedule,
     registry: Registry,
     model: Module | None = None,
-    optimizer: Optimizer | None = None,
+    optimizers: Sequence[Optimizer] = (),
     epochs: int | None = None,
     steps_per_epoch: int = 0,
 ) -> Built:
-    """Find, check and bind everything that a schedule names; the model and the optimizer are left as they are.
+    """Find, check and bind everything that a schedule names; the model and its optimizers are left as they are.
 
     Without a model nothing that depends on parameter names is checked; without `epochs`, not whether each policy acts,
     nor of windows in steps without `steps_per_epoch` (0: unknown).
     """
     problems = Problems(schedule.source)
-    network = None if model is None else GivenModel(model, optimizer)
+    network = None if model is None else GivenModel(model, optimizers)
     found = find(schedule, registry, problems)
     checker = Checker(schedule, found, network, problems)
     policies = bind(checker.check(), network, problems)
@@ -61,8 +62,8 @@ def build(
     problems.errors += exhausted(schedule, policies, epochs, steps_per_epoch)
     problems.errors += collisions(schedule, policies)
     problems.warnings += [clash.warning() for clash in undecided(schedule, policies)]
-    if optimizer is not None and not problems.errors:
-        problems.warnings += jumps(schedule, policies, optimizer.param_groups)
+    if optimizers and not problems.errors:
+        problems.warnings += jumps(schedule, policies, groups_of(optimizers))
     return Built(
         policies,
         {key: made.component for key, made in checker.made.items() if made.component is not None},

@@ -19,6 +19,7 @@ from prunekit.engine.checked import BitsPlan, Checked, GivenModel, Made, Owned
 from prunekit.engine.policies import POLICIES
 from prunekit.engine.problems import Problems, text_of
 from prunekit.errors import ArgumentError
+from prunekit.model.optimizer import groups_of
 from prunekit.model.selectors import select
 from prunekit.progress import Window
 from prunekit.quantization.quantizable import QuantizesModules
@@ -60,9 +61,9 @@ class Checker:
         wrong = check_arguments(cls, spec.kind, made.args)
         if not self._problems.refuse(wrong, made.place, signature_of(cls).parameters) and usable:
             try:
-                optimizer = self._network.optimizer if self._network else None
+                groups = groups_of(self._network.optimizers if self._network else ())
                 # A copy of the arguments, so that no component gets hold of the schedule's own.
-                component = POLICIES[spec.kind].make_component(cls, plain(made.args), optimizer)
+                component = POLICIES[spec.kind].make_component(cls, plain(made.args), groups)
                 made = replace(made, component=component)
             except ArgumentError as error:
                 self._problems.refuse([error], made.place)

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
 
-from torch.optim import Optimizer
-
 from prunekit.components.effects import Effect, SetLearningRates
 from prunekit.components.kinds import LR_SCHEDULER
 from prunekit.engine.checked import Checked, GivenModel
-from prunekit.engine.learning_rate import Groups, LearningRateSchedule, jump_between
+from prunekit.engine.learning_rate import LearningRateSchedule, jump_between
 from prunekit.engine.policies.policy import Policy
 from prunekit.engine.problems import Problems
 from prunekit.errors import PrunekitError
+from prunekit.model.known_optimizers import KnownOptimizers
+from prunekit.model.optimizer import WITHOUT_RATE, Groups, groups_of
 from prunekit.progress import Progress
 
 
@@ -30,6 +30,7 @@ class LRPolicy(Policy):
         relative: time is counted from the window's opening, not from the start of the run.
         takes_over: its time begins where the window of another such policy ends.
         jump_is_told: it has been said that the rate jumps when the window opens.
+        optimizers: whose groups it sets.
     """
 
     kind = LR_SCHEDULER
@@ -37,19 +38,20 @@ class LRPolicy(Policy):
     relative: bool = False
     takes_over: bool = False
     jump_is_told: bool = False
+    optimizers: KnownOptimizers | None = None
     _metrics_are_missing: bool = False
 
     @classmethod
-    def make_component(cls, component_class: type, arguments: Mapping[str, Any], optimizer: Optimizer | None) -> Any:
-        """Its values as a function of time; the optimizer itself is left alone."""
-        return LearningRateSchedule(component_class, arguments, None if optimizer is None else _groups(optimizer))
+    def make_component(cls, component_class: type, arguments: Mapping[str, Any], groups: Groups) -> Any:
+        """Its values as a function of time; the groups themselves are left alone."""
+        return LearningRateSchedule(component_class, arguments, groups or None)
 
     @classmethod
     def bind(cls, checked: Checked, network: GivenModel | None, problems: Problems) -> Self:
-        if network is not None and network.optimizer is None:
+        if network is not None and not network.optimizers:
             problems.add(checked.place(), "a learning rate needs an optimizer, and none was given")
-        if network is not None and network.optimizer is not None:
-            _must_have_rates(_groups(network.optimizer), checked, problems)
+        if network is not None:
+            _must_have_rates(groups_of(network.optimizers), checked, problems)
         policy = super().bind(checked, network, problems)
         policy.relative = checked.args.relative
         if policy.component.takes_metrics:
@@ -107,20 +109,20 @@ class LRPolicy(Policy):
         """The values of each group at a time."""
         return self.component.at(time, str(self.index), takes_over=self.takes_over)
 
-    def set_now(self, progress: Progress, optimizer: Optimizer) -> Effect | None:
+    def set_now(self, progress: Progress) -> Effect | None:
         is_first = self.window.begins(progress) and self._time(progress) == 0
-        return self._set(0, progress, optimizer) if is_first else None
+        return self._set(0, progress) if is_first else None
 
-    def set_next(self, progress: Progress, optimizer: Optimizer) -> Effect | None:
+    def set_next(self, progress: Progress) -> Effect | None:
         # Gradients may still be accumulated, or the step have been skipped: then it is not over.
         is_over = self.window.is_active(progress) and self.window.time_after(progress) > self.window.time(progress)
-        return self._set(self._time_after(progress), progress, optimizer) if is_over else None
+        return self._set(self._time_after(progress), progress) if is_over else None
 
-    def _set(self, time: int, progress: Progress, optimizer: Optimizer) -> Effect:
-        self.component.follow(_groups(optimizer))
+    def _set(self, time: int, progress: Progress) -> Effect:
+        self.component.follow(self._groups)
         values = self.values(time)
         if time == self.first_time and self.opens_late and not self.jump_is_told:
-            self._tell_jump(_groups(optimizer), values, progress)
+            self._tell_jump(self._groups, values, progress)
         is_routine = self.window.unit == "step" and time not in (self.first_time, self.last_time)
         return SetLearningRates(values, "debug" if is_routine else "info")
 
@@ -131,14 +133,12 @@ class LRPolicy(Policy):
 
     # A scheduler that looks at metrics
 
-    def set_after_metrics(
-        self, progress: Progress, optimizer: Optimizer, metrics: Mapping[str, float] | None
-    ) -> Effect | None:
+    def set_after_metrics(self, progress: Progress, metrics: Mapping[str, float] | None) -> Effect | None:
         if not self.window.is_active(progress):
             return None
-        self.component.follow(_groups(optimizer))
-        values = self.component.after(metrics, _groups(optimizer))
-        rates = [float(group["lr"]) for group in _groups(optimizer)]
+        self.component.follow(self._groups)
+        values = self.component.after(metrics, self._groups)
+        rates = [float(group["lr"]) for group in self._groups]
         # Where it leaves the rates alone they do not become its own: it takes what it finds.
         return SetLearningRates(values) if rates != [group["lr"] for group in values] else None
 
@@ -157,21 +157,20 @@ class LRPolicy(Policy):
         """Say that this epoch will need what the last one has not brought."""
         self._say("metrics missing", progress, problem=f"{self.component.lacks(None)} in the epochs before")
 
+    @property
+    def _groups(self) -> Groups:
+        """The groups whose rates are the schedule's."""
+        return self.optimizers.groups if self.optimizers is not None else []
+
     def _say(self, event: str, progress: Progress, **values: Any) -> None:
         self.warn(event, **self.origin._asdict(), **progress.trace_keys(), **values)
-
-
-def _groups(optimizer: Optimizer) -> Groups:
-    """The groups whose rates are the schedule's."""
-    return optimizer.param_groups
 
 
 def _must_have_rates(groups: Groups, checked: Checked, problems: Problems) -> None:
     """Refuse an optimizer that finds its rate itself."""
     for index, group in enumerate(groups):
         if group.get("lr") is None:
-            what = f"the optimizer has no learning rate to set: 'lr' of its group {index} is None"
-            problems.add(checked.place(), what)
+            problems.add(checked.place(), f"of group {index}: {WITHOUT_RATE}")
 
 
 def _must_suit_metrics(policy: LRPolicy, checked: Checked, problems: Problems) -> None:

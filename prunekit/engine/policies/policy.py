@@ -9,13 +9,13 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor
 from torch.nn import Module, Parameter
-from torch.optim import Optimizer
 
 from prunekit.components.context import Context
 from prunekit.components.kinds import EXTENSION, Kind
 from prunekit.components.origin import Origin
 from prunekit.engine.checked import Checked, GivenModel
 from prunekit.engine.problems import Problems
+from prunekit.model.optimizer import Groups
 from prunekit.plugins.hooks import Implementations
 from prunekit.progress import Progress, Window
 
@@ -50,8 +50,8 @@ class Policy:
     _implementations: dict[tuple[str, ...], Implementations] = field(default_factory=dict)
 
     @classmethod
-    def make_component(cls, component_class: type, arguments: Mapping[str, Any], optimizer: Optimizer | None) -> Any:
-        """What a component of this kind becomes: an object of its class.
+    def make_component(cls, component_class: type, arguments: Mapping[str, Any], groups: Groups) -> Any:
+        """What a component of this kind becomes: an object of its class. `groups` are those of the optimizers.
 
         Raises:
             Exception: what the constructor raised.

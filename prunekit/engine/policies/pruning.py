@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Self
 
@@ -14,8 +14,17 @@ from torch.utils.hooks import RemovableHandle
 
 from prunekit.components.context import Context
 from prunekit.components.effects import DropMasks, Effect, KeepMasks, SetMasks, SetWeights
+from prunekit.components.gradients import Gradients
 from prunekit.components.kinds import PRUNER
-from prunekit.components.pruner import Listening, Observing, Pruner, PrunerArguments, Reconstructing, Scaling
+from prunekit.components.pruner import (
+    Listening,
+    Observing,
+    Pruner,
+    PrunerArguments,
+    Reconstructing,
+    Regrowing,
+    Scaling,
+)
 from prunekit.engine.checked import Checked, GivenModel
 from prunekit.engine.policies.checked_masks import chosen_masks, hands_off, must_own
 from prunekit.engine.policies.policy import Policy
@@ -34,12 +43,20 @@ class PruningPolicy(Policy):
 
     With `fold_batchnorm` the pruner sees a convolution's weights times the factors of the batch normalization that
     follows; `batchnorms` says which one, parameter -> module. The mask applies to the weights as they are.
+
+    Attributes:
+        gradients: of what it owns, as the component may take them.
+        stepping: the parameters of the optimizer that is about to step, where there are several; else None.
     """
 
     kind = PRUNER
     component: Pruner
     args: PrunerArguments = field(default_factory=PrunerArguments)
     batchnorms: Mapping[str, str] = field(default_factory=dict)
+    gradients: Gradients = field(default_factory=Gradients)
+    stepping: frozenset[str] | None = None
+    _observed: Progress | None = None
+    _torn: bool = False
     _started: bool = False
     _gradient_hooks: list[RemovableHandle] = field(default_factory=list)
     _listening: list[RemovableHandle] = field(default_factory=list)
@@ -70,6 +87,7 @@ class PruningPolicy(Policy):
 
     def prepare(self, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> None:
         """Hear what flows through the model before the active epochs and between them."""
+        self.gradients.tell()
         if not isinstance(self.component, Listening):
             return
         if not self.window.prepares(progress):
@@ -89,6 +107,7 @@ class PruningPolicy(Policy):
             self._listen(model, masks, progress)
 
     def end_training(self) -> None:
+        self.gradients.tell()
         _remove(self._listening)
         _remove(self._gradient_hooks)
 
@@ -102,12 +121,30 @@ class PruningPolicy(Policy):
     ) -> list[Effect] | None:
         assert isinstance(self.component, Observing)
         context = self.context(model, masks, progress)
+        if not self._is_stepped_now(context):
+            return None
         with torch.no_grad(), hands_off("observe", self.parameters):
             chosen = self.component.observe(self.parameters, context)
         if chosen is None:
             return None
         must_own(chosen, self.parameters, "observe")
         return self._effects(chosen, context)
+
+    def _is_stepped_now(self, context: Context) -> bool:
+        """Whether the optimizer that is about to step holds what is observed, whose gradients are new only then."""
+        if self.stepping is None:
+            return True
+        mine, here = self.parameters.keys(), self.stepping & self.parameters.keys()
+        if not here or context.progress == self._observed:
+            return False
+        self._observed = context.progress
+        if len(here) < len(mine) and not self._torn:
+            self._torn = True
+            context.warn("gradients observed before one of several optimizers steps", parameters=sorted(here))
+        return True
+
+    def context(self, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> Context:
+        return replace(super().context(model, masks, progress), gradients=self.gradients)
 
     def end(self, progress: Progress) -> Effect | None:
         """A mini-batch has ended, or the last active epoch: what becomes of the masks."""
@@ -171,7 +208,10 @@ class PruningPolicy(Policy):
         if isinstance(self.component, Scaling):
             self._scales = self.component.forward_scales(chosen)
         forward_only, double_copies = self.args.mask_on_forward_only, self.args.use_double_copies
-        effects: list[Effect] = [SetMasks(chosen, forward_only, double_copies, left_out, self._scales)]
+        # Weights that only the forward pass sees masked have been trained all along: nothing of theirs is stale.
+        regrows = isinstance(self.component, Regrowing) and self.component.regrows and not forward_only
+        resets = {"reset_pruned": self.args.reset_optimizer_state, "reset_regrown": regrows}
+        effects: list[Effect] = [SetMasks(chosen, forward_only, double_copies, left_out, self._scales, **resets)]
         if isinstance(self.component, Reconstructing):
             with torch.no_grad(), hands_off("reconstruct", self.parameters):
                 effects.append(SetWeights(self.component.reconstruct(self.parameters, chosen, context)))
@@ -194,6 +234,7 @@ class PruningPolicy(Policy):
 
     def _masked_gradient(self, masks: Mapping[str, Tensor], name: str, gradient: Tensor) -> Tensor | None:
         mask = masks.get(name)
+        # A sparse gradient stays sparse: some optimizers take no other.
         return None if mask is None else gradient * mask * self._scales.get(name, 1)
 
 
