@@ -506,7 +506,7 @@ def test_a_schedule_of_rates_for_an_optimizer_without_one_is_refused(defaults: d
     with pytest.raises(PrunekitError) as error:
         CompressionScheduler.from_dict(decaying(), model, OwnRate(model.parameters(), **defaults), trace=SILENT)
     assert str(error.value) == (
-        "<dict>: lr_schedulers.d: the optimizer's groups hold lr=None: it finds its rate itself; "
+        "<dict>: policies[1].lr_scheduler: of group 0: the optimizer's groups hold lr=None: it finds its rate itself; "
         "give it one, or take the policy out"
     )
 

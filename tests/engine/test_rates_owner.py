@@ -278,7 +278,7 @@ def test_groups_of_several_optimizers_are_one_list() -> None:
 def test_an_optimizer_that_finds_its_rate_itself_is_refused() -> None:
     optimizer = sgd(1.0)
     optimizer.param_groups[0]["lr"] = None
-    with pytest.raises(ScheduleError, match="the optimizer has no learning rate to set: 'lr' of its group 0 is None"):
+    with pytest.raises(ScheduleError, match="of group 0: the optimizer's groups hold lr=None"):
         CompressionScheduler.from_dict(decays(), torch.nn.Linear(1, 1), optimizer, trace=Trace(level="error"))
 
 
