@@ -24,6 +24,8 @@ from prunekit.components.origin import (
 )
 from prunekit.components.pruner import (
     Accompanied,
+    Freeing,
+    Gradual,
     Listening,
     Observing,
     Pruner,
@@ -53,6 +55,8 @@ __all__ = [
     "Context",
     "DropMasks",
     "Effect",
+    "Freeing",
+    "Gradual",
     "KeepMasks",
     "Listening",
     "LossTerm",

@@ -13,6 +13,7 @@ from prunekit.components.context import Context
 from prunekit.components.named_kind import ByName, NamedKind, takes
 from prunekit.components.types import Sparsity
 from prunekit.errors import ArgumentError
+from prunekit.progress import Progress, Window
 
 Curve = Callable[[float, float, float], float]
 """(initial sparsity, final sparsity, fraction of the window that has passed, 0 to 1) -> sparsity."""
@@ -84,6 +85,10 @@ class FixedSparsity:
         """The target now."""
         return self.desired_sparsity
 
+    def frees(self, name: str, context: Context) -> bool:
+        """Whether nothing is to be pruned: every parameter is let go."""
+        return self.sparsity(context) == 0
+
 
 @dataclass(kw_only=True)
 class GradualSparsity:
@@ -116,7 +121,11 @@ class GradualSparsity:
 
     def sparsity(self, context: Context) -> float:
         """The target now."""
-        return self.at(context.window.fraction(context.progress))
+        return self.sparsity_at(context.window, context.progress)
+
+    def sparsity_at(self, window: Window, progress: Progress) -> float:
+        """The target at a moment of a window."""
+        return self.at(window.fraction(progress))
 
     def at(self, fraction: float) -> float:
         """The target when this fraction of the window, 0 to 1, has passed."""

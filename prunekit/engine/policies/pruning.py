@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Self
@@ -15,7 +15,15 @@ from torch.utils.hooks import RemovableHandle
 from prunekit.components.context import Context
 from prunekit.components.effects import DropMasks, Effect, KeepMasks, SetMasks, SetWeights
 from prunekit.components.kinds import PRUNER
-from prunekit.components.pruner import Listening, Observing, Pruner, PrunerArguments, Reconstructing, Scaling
+from prunekit.components.pruner import (
+    Freeing,
+    Listening,
+    Observing,
+    Pruner,
+    PrunerArguments,
+    Reconstructing,
+    Scaling,
+)
 from prunekit.engine.checked import Checked, GivenModel
 from prunekit.engine.policies.checked_masks import chosen_masks, hands_off, must_own
 from prunekit.engine.policies.policy import Policy
@@ -71,12 +79,12 @@ class PruningPolicy(Policy):
         if not isinstance(self.component, Listening):
             return
         if not self.window.prepares(progress):
-            _remove(self._listening)
+            self._stop_listening(model)
         elif not self._listening:
             self._listen(model, masks, progress)
 
-    def end_training(self) -> None:
-        _remove(self._listening)
+    def end_training(self, model: Module) -> None:
+        self._stop_listening(model)
         _remove(self._gradient_hooks)
 
     def begin(self, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> list[Effect] | None:
@@ -96,10 +104,10 @@ class PruningPolicy(Policy):
         must_own(chosen, self.parameters, "observe")
         return self._effects(chosen, context)
 
-    def end(self, progress: Progress) -> Effect | None:
+    def end(self, model: Module, progress: Progress) -> Effect | None:
         """A mini-batch has ended, or the last active epoch: what becomes of the masks."""
         if self.window.ends(progress):
-            _remove(self._listening)
+            self._stop_listening(model)
             _remove(self._gradient_hooks)
             if self.args.keep_mask:
                 return KeepMasks(tuple(self.parameters))
@@ -126,8 +134,12 @@ class PruningPolicy(Policy):
             _remove(self._listening)
             error.add_note(f"raised in listen by {self.origin}")
             raise
-        if any(hasattr(module, "_orig_mod") or module._compiled_call_impl for module in model.modules()):
-            torch.compiler.reset()  # what was compiled before does not see new hooks
+        _forget_compiled(model)
+
+    def _stop_listening(self, model: Module) -> None:
+        if self._listening:
+            _remove(self._listening)
+            _forget_compiled(model)
 
     def _activate(self, masks: Mapping[str, Tensor]) -> bool:
         """An active epoch begins; whether masks are chosen now."""
@@ -145,17 +157,27 @@ class PruningPolicy(Policy):
         return self.args.skip_first_minibatch and progress.minibatch_of_run == 1
 
     def _prune(self, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> list[Effect]:
-        seen = {name: self._folded(name, parameter) for name, parameter in self.parameters.items()}
         context = self.context(model, masks, progress)
-        return self._effects(chosen_masks(self.component, seen, context, self.parameters), context)
+        freed = self._freed(context)
+        seen = {name: self._folded(name, parameter) for name, parameter in self.parameters.items() if name not in freed}
+        chosen = chosen_masks(self.component, seen, context, self.parameters) if seen or not freed else {}
+        return self._effects(chosen, context, [name for name in freed if name in masks])
 
-    def _effects(self, chosen: Mapping[str, Tensor], context: Context) -> list[Effect]:
-        """What is to be done about masks that the pruner has chosen."""
-        left_out = [name for name in self.parameters if name not in chosen]
+    def _freed(self, context: Context) -> list[str]:
+        """The parameters of which nothing at all is to be pruned."""
+        if not isinstance(self.component, Freeing):
+            return []
+        return [name for name in self.parameters if self.component.frees(name, context)]
+
+    def _effects(self, chosen: Mapping[str, Tensor], context: Context, freed: Sequence[str] = ()) -> list[Effect]:
+        """What is to be done about masks that the pruner has chosen, and masks that it lets go."""
+        left_out = [name for name in self.parameters if name not in chosen and name not in freed]
         if isinstance(self.component, Scaling):
             self._scales = self.component.forward_scales(chosen)
         forward_only, double_copies = self.args.mask_on_forward_only, self.args.use_double_copies
         effects: list[Effect] = [SetMasks(chosen, forward_only, double_copies, left_out, self._scales)]
+        if freed:
+            effects.append(DropMasks(tuple(freed), freed=True))
         if isinstance(self.component, Reconstructing):
             with torch.no_grad(), hands_off("reconstruct", self.parameters):
                 effects.append(SetWeights(self.component.reconstruct(self.parameters, chosen, context)))
@@ -183,6 +205,12 @@ def _remove(handles: list[RemovableHandle]) -> None:
     for handle in handles:
         handle.remove()
     handles.clear()
+
+
+def _forget_compiled(model: Module) -> None:
+    """What was compiled before sees no new hooks, and goes on to call those that are gone."""
+    if any(hasattr(module, "_orig_mod") or module._compiled_call_impl for module in model.modules()):
+        torch.compiler.reset()
 
 
 def _must_prune(checked: Checked, problems: Problems) -> None:
