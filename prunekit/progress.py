@@ -83,6 +83,12 @@ class Clock:
         within_epoch = self.epoch, self.minibatch, self.minibatches_per_epoch
         return Progress(*within_epoch, self.step, self.minibatch_of_step, self.stepped)
 
+    def restore(self, progress: Sequence[Any]) -> None:
+        """Go on from a `Progress`, given as a tuple."""
+        self.epoch, self.minibatch, self.minibatches_per_epoch, self.step, self.minibatch_of_step, self.stepped = (
+            progress
+        )
+
     def begin_epoch(self, epoch: int) -> None:
         """An epoch begins, and with it a step, unless gradients are still being accumulated for one."""
         self.epoch, self.minibatch = epoch, -1
@@ -190,6 +196,10 @@ class Window:
         # Not up to `_end`: with a frequency the last active epoch may lie well before that.
         return self._start <= self._now(progress) <= self._last
 
+    def is_past(self, progress: Progress) -> bool:
+        """Whether the last active epoch lies behind."""
+        return self._now(progress) > self._last
+
     def is_last(self, progress: Progress) -> bool:
         """Whether it is the last active epoch."""
         return self._now(progress) == self._last
@@ -294,6 +304,27 @@ class Window:
         """
         missed = self._start >= epochs
         return f"its first epoch is {self._start}, and a run of {epochs} ends with {epochs - 1}" if missed else ""
+
+    def cut_off_by(self, epochs: int) -> Progress | None:
+        """The last active epoch that a run of this many epochs comes to; None if that is the window's own last.
+
+        It is None too where the run never sees the window, or where that can't be told.
+
+        >>> Window(0, 9, 2).cut_off_by(4), Window(0, 9, 2).cut_off_by(9)
+        (Progress(epoch=2, minibatch=-1, minibatches_per_epoch=0, step=0, minibatch_of_step=-1, stepped=False), None)
+        """
+        if self.unit != "epoch" or self._last < epochs or self._start >= epochs:
+            return None
+        return Progress(max(epoch for epoch in self.active if epoch < epochs))
+
+    def over_before(self, epochs: int) -> str:
+        """Why it is over before a run of this many epochs is, in words; empty if it is not, or if that can't be told.
+
+        >>> Window(0, 4).over_before(6), Window(0, 4).over_before(4)
+        ('its last epoch is 3, and a run of 6 ends with 5', '')
+        """
+        over = self.unit == "epoch" and self._last < epochs - 1
+        return f"its last epoch is {self._last}, and a run of {epochs} ends with {epochs - 1}" if over else ""
 
     def time_within(self, epochs: int) -> int:
         """The `time` that it comes to, at most, in a run of this many epochs."""

@@ -13,7 +13,7 @@ from prunekit.engine.building.bind import bind
 from prunekit.engine.building.check import Checker
 from prunekit.engine.building.find import find
 from prunekit.engine.checked import GivenModel, Used
-from prunekit.engine.conflicts import collisions, exhausted, idle_policies
+from prunekit.engine.conflicts import collisions, endings, exhausted, idle_policies
 from prunekit.engine.policies import Policy
 from prunekit.engine.problems import Problems
 from prunekit.errors import Problem
@@ -57,6 +57,7 @@ def build(
     problems.errors += idle_policies(schedule, epochs)
     problems.errors += exhausted(schedule, policies, epochs)
     problems.errors += collisions(schedule, policies)
+    problems.warnings += endings(schedule, policies, epochs)
     return Built(
         policies,
         {key: made.component for key, made in checker.made.items() if made.component is not None},

@@ -35,6 +35,10 @@ class LRPolicy(Policy):
             problems.add(checked.place(), "a learning rate needs an optimizer, and none was given")
         return super().bind(checked, network, problems)
 
+    @property
+    def takes_metrics(self) -> bool:
+        return self.component.takes_metrics
+
     def hooks(self, progress: Progress) -> Iterable[tuple[str, Callable[..., Any]]]:
         if not self.window.is_active(progress):
             return
