@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from prunekit.engine.policies import LRPolicy, Policy
 from prunekit.engine.quantizers import Quantizers
@@ -34,6 +35,7 @@ class Optimizers:
         self._before_step, self._after_step = before_step, after_step
         self._policies, self._quantizers = policies, quantizers
         self.known: list[Optimizer] = []
+        self._hooks: list[RemovableHandle] = []
 
     def add(self, optimizer: Optimizer) -> None:
         """From now on its steps are heard of."""
@@ -42,8 +44,23 @@ class Optimizers:
         if not self.known:
             self._train_quantizers(optimizer)
         self.known.append(optimizer)
-        optimizer.register_step_pre_hook(self._before)
-        optimizer.register_step_post_hook(self._after)
+        self._hook(optimizer)
+
+    def attach(self) -> None:
+        """Hear of the steps of all that are known, also if they have been released."""
+        self.release()
+        for optimizer in self.known:
+            self._hook(optimizer)
+
+    def release(self) -> None:
+        """Take every hook off."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+    def _hook(self, optimizer: Optimizer) -> None:
+        hooks = optimizer.register_step_pre_hook(self._before), optimizer.register_step_post_hook(self._after)
+        self._hooks += hooks
 
     def _train_quantizers(self, optimizer: Optimizer) -> None:
         """Give an optimizer the parameters that quantizers train, and the LR schedules its new groups."""

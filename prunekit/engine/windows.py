@@ -58,10 +58,11 @@ class Windows:
                 self._tell("on_window_close", "window closes", policy, now)
 
     def end_training(self) -> None:
-        """Nothing is live any more."""
+        """Nothing is live any more; what is quantized stays so, for that is the result."""
         self._ledger.bus.set_live(())
+        self._opened.clear()
         for policy in self._policies:
-            policy.end_training()
+            policy.end_training(self._model)
 
     def _prepare(self, now: Progress) -> None:
         """Let policies listen to what must be known later."""

@@ -39,7 +39,7 @@ class QuantizedForward:
         self.weights: Mapping[Parameter, QuantizedWeight] = {}
         self.activations: Mapping[str, QuantizedActivation] = {}
         self.catalog: Catalog | None = None
-        self._changed: list[tuple[Module, type[Module]]] = []
+        self._changed: list[tuple[Module, type[Module], Mapping[str, QuantizedWeight]]] = []
 
     def activate(
         self,
@@ -83,9 +83,10 @@ class QuantizedForward:
 
     def clear(self) -> None:
         """All weights and activations are as they are."""
-        for module, cls in self._changed:
-            module.__class__ = cls
-            del vars(module)[_WEIGHTS]
+        for module, cls, weights in self._changed:
+            if vars(module).get(_WEIGHTS) is weights:  # and not another scheduler's by now
+                module.__class__ = cls
+                del vars(module)[_WEIGHTS]
         self._changed.clear()
         self.weights, self.activations = {}, {}
 
@@ -94,9 +95,27 @@ class QuantizedForward:
     ) -> None:
         # Python looks up properties, and torch `forward` where it traces or compiles, on the class and never on the
         # object. The object itself must stay: the optimizer, hooks and whoever holds the module know it.
-        self._changed.append((module, type(module)))
+        self._changed.append((module, type(module), weights))
         vars(module)[_WEIGHTS] = weights
         module.__class__ = _subclass(type(module), weights, forward)
+
+
+@contextmanager
+def left_by_others(model: Module) -> Iterator[None]:
+    """What other schedulers have left quantized is as it was: from here on, or where the block raises, within it."""
+    quantized = [
+        (module, type(module), vars(module)[_WEIGHTS]) for module in model.modules() if _WEIGHTS in vars(module)
+    ]
+    for module, cls, _ in quantized:
+        module.__class__ = cls.__bases__[0]
+        del vars(module)[_WEIGHTS]
+    try:
+        yield
+    except BaseException:
+        for module, cls, weights in quantized:
+            module.__class__ = cls
+            vars(module)[_WEIGHTS] = weights
+        raise
 
 
 def _subclass(cls: type[Module], names: Iterable[str], forward: Callable[..., Any] | None) -> type[Module]:
