@@ -62,7 +62,7 @@ class Windows:
         self._ledger.bus.set_live(())
         self._opened.clear()
         for policy in self._policies:
-            policy.end_training(self._model)
+            policy.end_training()
 
     def _prepare(self, now: Progress) -> None:
         """Let policies listen to what must be known later."""

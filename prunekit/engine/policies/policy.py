@@ -103,7 +103,7 @@ class Policy:
     def prepare(self, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> None:
         """Look out for what must be known later; asked before training too, and whenever windows may open."""
 
-    def end_training(self, model: Module) -> None:
+    def end_training(self) -> None:
         """Leave nothing behind in the model."""
 
     def context(self, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> Context:

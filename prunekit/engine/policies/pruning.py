@@ -79,12 +79,12 @@ class PruningPolicy(Policy):
         if not isinstance(self.component, Listening):
             return
         if not self.window.prepares(progress):
-            self._stop_listening(model)
+            _remove(self._listening)
         elif not self._listening:
             self._listen(model, masks, progress)
 
-    def end_training(self, model: Module) -> None:
-        self._stop_listening(model)
+    def end_training(self) -> None:
+        _remove(self._listening)
         _remove(self._gradient_hooks)
 
     def begin(self, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> list[Effect] | None:
@@ -104,10 +104,10 @@ class PruningPolicy(Policy):
         must_own(chosen, self.parameters, "observe")
         return self._effects(chosen, context)
 
-    def end(self, model: Module, progress: Progress) -> Effect | None:
+    def end(self, progress: Progress) -> Effect | None:
         """A mini-batch has ended, or the last active epoch: what becomes of the masks."""
         if self.window.ends(progress):
-            self._stop_listening(model)
+            _remove(self._listening)
             _remove(self._gradient_hooks)
             if self.args.keep_mask:
                 return KeepMasks(tuple(self.parameters))
@@ -134,12 +134,8 @@ class PruningPolicy(Policy):
             _remove(self._listening)
             error.add_note(f"raised in listen by {self.origin}")
             raise
-        _forget_compiled(model)
-
-    def _stop_listening(self, model: Module) -> None:
-        if self._listening:
-            _remove(self._listening)
-            _forget_compiled(model)
+        if any(hasattr(module, "_orig_mod") or module._compiled_call_impl for module in model.modules()):
+            torch.compiler.reset()  # what was compiled before does not see new hooks
 
     def _activate(self, masks: Mapping[str, Tensor]) -> bool:
         """An active epoch begins; whether masks are chosen now."""
@@ -205,12 +201,6 @@ def _remove(handles: list[RemovableHandle]) -> None:
     for handle in handles:
         handle.remove()
     handles.clear()
-
-
-def _forget_compiled(model: Module) -> None:
-    """What was compiled before sees no new hooks, and goes on to call those that are gone."""
-    if any(hasattr(module, "_orig_mod") or module._compiled_call_impl for module in model.modules()):
-        torch.compiler.reset()
 
 
 def _must_prune(checked: Checked, problems: Problems) -> None:
