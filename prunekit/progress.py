@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import sys
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -94,6 +94,12 @@ class Clock:
         """This moment."""
         within_epoch = self.epoch, self.minibatch, self.minibatches_per_epoch
         return Progress(*within_epoch, self.step, self.minibatch_of_step, self.stepped)
+
+    def restore(self, progress: Sequence[Any]) -> None:
+        """Go on from a `Progress`, given as a tuple."""
+        self.epoch, self.minibatch, self.minibatches_per_epoch, self.step, self.minibatch_of_step, self.stepped = (
+            progress
+        )
 
     def begin_epoch(self, epoch: int) -> None:
         """An epoch begins, and with it a step, unless gradients are still being accumulated for one."""
@@ -235,6 +241,10 @@ class Window:
         """Whether the first one has not begun yet."""
         return self._now(progress) < self._start
 
+    def is_past(self, progress: Progress) -> bool:
+        """Whether the last active epoch lies behind."""
+        return self._now(progress) > self._last
+
     def is_last(self, progress: Progress) -> bool:
         """Whether it is the last one."""
         return self._now(progress) == self._last == self._coming(progress)
@@ -375,6 +385,30 @@ class Window:
         if length is None or self._start < length:
             return ""
         return f"its first {self.unit} is {self._start}, and a run of {length} ends with {length - 1}"
+
+    def cut_off_by(self, epochs: int, steps_per_epoch: int = 0) -> Progress | None:
+        """The last active moment that a run of this many epochs comes to; None if that is the window's own last.
+
+        It is None too where the run never sees the window, or where that can't be told.
+
+        >>> Window(0, 9, 2).cut_off_by(4), Window(0, 9, 2).cut_off_by(9)
+        (Progress(epoch=2, minibatch=-1, minibatches_per_epoch=0, step=0, minibatch_of_step=-1, stepped=False), None)
+        """
+        length = self._run(epochs, steps_per_epoch)
+        if length is None or not self._start < length <= self._last:
+            return None
+        return self._beginning(self.active[bisect_left(self.active, length) - 1])
+
+    def over_before(self, epochs: int, steps_per_epoch: int = 0) -> str:
+        """Why it is over before a run of this many epochs is, in words; empty if it is not, or if that can't be told.
+
+        >>> Window(0, 4).over_before(6), Window(0, 4).over_before(4)
+        ('its last epoch is 3, and a run of 6 ends with 5', '')
+        """
+        length = self._run(epochs, steps_per_epoch)
+        if length is None or self._last >= length - 1:
+            return ""
+        return f"its last {self.unit} is {self._last}, and a run of {length} ends with {length - 1}"
 
     def time_within(self, epochs: int, steps_per_epoch: int = 0) -> int:
         """The `time` that it comes to, at most, in a run of this many epochs."""

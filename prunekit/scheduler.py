@@ -6,33 +6,36 @@ Long on purpose: whoever writes a loop reads all calls on one page, with what ea
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from copy import deepcopy
 from inspect import ismodule
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, NoReturn, TypeVar, overload
+from typing import Any, Literal, NoReturn, Self, TypeVar, overload
 
 from torch import Tensor
 from torch.nn import Module
 from torch.optim import Optimizer
 
+from prunekit.components.kinds import QUANTIZER
 from prunekit.components.loss_term import PolicyLoss
 from prunekit.components.origin import MaskChange, Result
 from prunekit.engine.binding import Binding
 from prunekit.engine.building.build import build
 from prunekit.engine.bus import EventBus
-from prunekit.engine.conflicts import exhausted, idle_policies, undecided
+from prunekit.engine.conflicts import endings, exhausted, idle_policies, missed, undecided, without_metrics
 from prunekit.engine.copies import Copy, apply_masks, masked_copy, must_be_copyable
 from prunekit.engine.foreign_masks import foreign_masks
+from prunekit.engine.holders import take_hold
 from prunekit.engine.ledger import Ledger
 from prunekit.engine.optimizers import Optimizers
+from prunekit.engine.order import Order
 from prunekit.engine.policies import Policy
 from prunekit.engine.quantizers import Quantizers
 from prunekit.engine.spellings import also_spelled, must_be_metrics, must_be_optimizer
 from prunekit.engine.state import check_fit, fingerprint, fitting_masks, renamed, stateful
 from prunekit.engine.windows import Windows
-from prunekit.errors import PrunekitError, ScheduleError, dotted
+from prunekit.errors import Problem, PrunekitError, ScheduleError, dotted
 from prunekit.model.masks import Masks
 from prunekit.model.optimizer import learning_rates, sequence_of, set_groups
 from prunekit.model.parameters import Parameters, must_have_values
@@ -41,7 +44,7 @@ from prunekit.plugins.loading import Plugins, core_entry, load_plugins
 from prunekit.plugins.lock import Lock
 from prunekit.progress import Clock, Progress
 from prunekit.pruning.named_kinds import NAMED_KINDS
-from prunekit.quantization.forward import QuantizedForward
+from prunekit.quantization.forward import QuantizedForward, left_by_others
 from prunekit.schedule.schedule import Schedule, parse
 from prunekit.schedule.yaml_source import Source
 from prunekit.trace import Trace
@@ -55,6 +58,8 @@ class CompressionScheduler:
     Either the loop calls the events itself (`on_epoch_begin` … `on_epoch_end`), or it runs inside
     `for epoch in scheduler.epochs(n)` and `for batch in scheduler.minibatches(loader)` and adds `total_loss(loss)`.
     Masks are enforced after every step of any optimizer that holds parameters of the model; the loop needs no line.
+    When training ends, and after `with CompressionScheduler(…) as scheduler`, every hook is off and the weights are
+    masked.
 
     Args:
         schedule: what to do and when.
@@ -88,26 +93,31 @@ class CompressionScheduler:
         given, unusable = given_listeners(listeners, plugins.listeners)
         self._given_listeners = tuple(listener.implementation for listener in given)
         plugins = plugins.plus(given)
-        built = build(schedule, plugins.registry, model, optimizers, epochs, steps_per_epoch)
-        if problems := [*schedule.problems(), *built.problems, *unusable, *plugins.problems]:
-            raise ScheduleError(problems)
+        with ExitStack() as while_built:
+            if any(component.kind == QUANTIZER.name for component in schedule.components):
+                while_built.enter_context(left_by_others(model))
+            built = build(schedule, plugins.registry, model, optimizers, epochs, steps_per_epoch)
+            if problems := [*schedule.problems(), *built.problems, *unusable, *plugins.problems]:
+                raise ScheduleError(problems)
         for unused in plugins.broken:
             self.trace.warning("plugin broken", plugin=str(unused.offer), error=unused.reason)
         for unused in plugins.switched_off:
             self.trace.info("plugin left out", plugin=str(unused.offer), reason=unused.reason)
-        for warning in [*schedule.warnings(), *built.warnings]:
-            self.trace.warning("schedule", problem=str(warning))
+        self._warnings: list[Problem] = []
+        self._warn([*schedule.warnings(), *built.warnings])
         self._policies, self._components = built.policies, built.components
         self._used, self._listeners = built.used, plugins.listeners
         self._plugins = {used.found.distribution: used.found.version for used in built.used}
         for policy in self._policies:
             policy.warn = self.trace.warning
         self._masks = Masks(Parameters.of(model).by_name)
-        self._bus = EventBus(self.trace, lambda: self.progress, plugins.listeners)
+        self._clock, self._next_epoch = Clock(), 0
+        self._order = Order(self.trace.warning)
+        clock = self._clock  # not `self`: what is quantized stays in the model, and must not keep the scheduler alive
+        self._bus = EventBus(self.trace, lambda: clock.progress, plugins.listeners)
         self._ledger = Ledger(self._masks, self._bus, self.trace)
         self._quantizers = Quantizers(self._policies, model, built.catalog, self._ledger)
-        self._clock, self._next_epoch, self._steps_per_epoch = Clock(), 0, steps_per_epoch
-        self._begun = False
+        self._begun, self._steps_per_epoch = False, steps_per_epoch
         self._metrics: Mapping[str, float] | None = None
         self._optimizers = Optimizers(
             self._masks, self._policies, self._quantizers, self.trace, self._tell_gradients, self._count_step
@@ -116,6 +126,8 @@ class CompressionScheduler:
         clashes = undecided(schedule, self._policies)
         self._windows = Windows(self._policies, model, self._ledger, self._quantizers, clashes)
         self._binding = Binding(model, self._policies, self._ledger, self._quantizers)
+        self.attached = True
+        take_hold(self)
 
     @classmethod
     def from_yaml(
@@ -178,6 +190,11 @@ class CompressionScheduler:
         """What became of each parameter so far: (epoch, change), oldest first."""
         return self._ledger.changes
 
+    @property
+    def endings(self) -> Sequence[str]:
+        """Where the run, if it ends now, ends otherwise than the schedule's windows: a sparsity not reached, …"""
+        return [str(problem) for problem in self._endings(self._order.expected)]
+
     def lock(self) -> Lock:
         """The plugins of this run as they are now: what the schedule names, the listeners, and prunekit itself."""
         used = dict.fromkeys(each.entry for each in self._used)
@@ -186,8 +203,13 @@ class CompressionScheduler:
     # The explicit way: one call per event
 
     def on_train_begin(self) -> None:
-        """Training is about to begin, or to go on; the first event of a run calls it where the loop does not."""
+        """Training is about to begin, or to go on; the first event of a run calls it where the loop does not.
+
+        Raises:
+            PrunekitError: the scheduler is closed.
+        """
         if not self._begun:
+            self._attach()
             self._begun = True
             named = {dotted(u.place): f"{u.found.distribution}:{u.name}" for u in self._used if u.kind in NAMED_KINDS}
             more = {"named": named} if named else {}
@@ -202,6 +224,10 @@ class CompressionScheduler:
         Raises:
             Exception: what a plugin raised, with a note that names it; masks and model are as before.
         """
+        self._order.must_be_open()
+        if not self.attached and epoch < self._next_epoch:
+            raise PrunekitError(f"epoch {epoch} begins, and {self._ended()}")
+        self._order.missed_windows(missed(self._policies, self._order.begin_epoch(epoch)))
         self._clock.begin_epoch(epoch)
         self._take(optimizer)
         self._masks.end_forward()  # of a mini-batch that the loop left in the middle
@@ -214,7 +240,12 @@ class CompressionScheduler:
     def on_minibatch_begin(
         self, epoch: int, minibatch: int, minibatches_per_epoch: int, optimizer: Optimizer | None = None
     ) -> None:
-        """A mini-batch is about to go forward: masks are in the weights when this returns."""
+        """A mini-batch is about to go forward: masks are in the weights when this returns.
+
+        Raises:
+            PrunekitError: its epoch has not begun, or the scheduler is closed.
+        """
+        self._order.begin_minibatch(epoch, minibatch, minibatches_per_epoch)
         self._clock.begin_minibatch(epoch, minibatch, minibatches_per_epoch)
         self._take(optimizer)
         self._optimizers.begin_minibatch()
@@ -264,6 +295,8 @@ class CompressionScheduler:
 
         With `return_loss_components` it is the `overall_loss` of what this returns, beside each term with its name.
         """
+        if epoch != self._order.epoch or minibatch != self._order.minibatch:
+            self._order.within_minibatch(epoch, minibatch)
         self._clock.tell(epoch, minibatch, minibatches_per_epoch)
         self._take(optimizer)
         return self._with_terms(loss) if return_loss_components else self.total_loss(loss)
@@ -276,6 +309,8 @@ class CompressionScheduler:
 
         With gradients of a `GradScaler`: behind its `unscale_(optimizer)`, or not at all.
         """
+        if epoch != self._order.epoch or minibatch != self._order.minibatch:
+            self._order.within_minibatch(epoch, minibatch)
         self._take(optimizer)
         self._optimizers.tell_gradients(optimizer)
 
@@ -284,6 +319,8 @@ class CompressionScheduler:
         self, epoch: int, minibatch: int, minibatches_per_epoch: int, optimizer: Optimizer | None = None
     ) -> None:
         """The optimizers have stepped: masks are enforced where hooks have not done so; regularizers drop weights."""
+        if epoch != self._order.epoch or minibatch != self._order.minibatch:
+            self._order.within_minibatch(epoch, minibatch)
         self._clock.tell(epoch, minibatch, minibatches_per_epoch)
         self._take(optimizer)
         self._masks.end_forward()
@@ -301,25 +338,59 @@ class CompressionScheduler:
         """The epoch has ended: the LR of the next one is set.
 
         `metrics`: `min` is one to minimise (validation loss), `max` one to maximise (accuracy).
+
+        Raises:
+            PrunekitError: it has not begun, or the scheduler is closed.
         """
         must_be_metrics(metrics)
+        self._order.end_epoch(epoch)
         # Before anything has happened: an event that fails half-way can't be told again.
         self._windows.must_have_metrics(metrics, self.progress._replace(epoch=epoch))
         self._clock.end_epoch(epoch)
         self._take(optimizer)
+        if metrics is None:
+            self._order.missed_metrics(without_metrics(self._policies, self.progress))
         self._fire("on_epoch_end", metrics=metrics)
+        if self._order.minibatch >= 0 or self._clock.stepped:
+            self._order.missed_terms(self._ledger.terms_not_in_loss())
+        self._order.end()
         self._ledger.sum_up_epoch(self.progress)
         self._optimizers.end_epoch(self.progress)
         self._next_epoch = self.progress.next_epoch
         self._windows.close("on_epoch_end", self.progress)
 
     def on_train_end(self) -> None:
-        """Training has ended; nothing is live on the bus afterwards."""
+        """Training has ended: every hook is off model and optimizers, and the weights are masked and free.
+
+        What is quantized stays so: it is the result. An event of a later epoch goes on where training has ended.
+        """
         if self._begun:
             self._begun = False
-            self._fire("on_train_end")
-            self._windows.end_training(self.progress)
+            self._order.end()
+            try:
+                self._fire("on_train_end")
+            finally:
+                self._detach()
+            if seen := self._order.expected:  # an epoch that was left in the middle counts
+                self._warn([*idle_policies(self.schedule, seen), *self._endings(seen)])
             self.trace.info("training ends", epochs=self._next_epoch)
+
+    def close(self) -> None:
+        """Take every hook off model and optimizers, for good; weights stay masked. Safe to call twice."""
+        self._detach()
+        self._begun = False
+        self._order.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, exception: type[BaseException] | None, *_: object) -> None:
+        """Close it; a block that comes to its end has ended training."""
+        try:
+            if exception is None:
+                self.on_train_end()
+        finally:
+            self.close()
 
     # The attached way: the loop runs inside these
 
@@ -332,10 +403,17 @@ class CompressionScheduler:
 
         Raises:
             ScheduleError: a policy would never act within the run.
+            PrunekitError: the run has ended, and was as long as that; or the scheduler is closed.
         """
+        self._order.must_be_open()
         length = number, self._steps_per_epoch
         if problems := [*idle_policies(self.schedule, *length), *exhausted(self.schedule, self._policies, *length)]:
             raise ScheduleError(problems)
+        if number <= self._next_epoch and not self.attached:
+            raise PrunekitError(f"epochs({number}) has no epoch left: {self._ended()}")
+        if number <= self._next_epoch:
+            self.trace.warning("no epoch left", epochs=number, done=self._next_epoch)
+        self._warn(endings(self.schedule, self._policies, *length))
         self.on_train_begin()
         for epoch in range(self._next_epoch, number):
             self._metrics = None
@@ -363,6 +441,8 @@ class CompressionScheduler:
 
     def total_loss(self, loss: Tensor) -> Tensor:
         """The loss plus every term that a live policy adds."""
+        if self._order.closed:
+            self._order.must_be_open()
         if not self._bus.hears("before_backward_pass"):
             return loss
         return self._with_terms(loss).overall_loss
@@ -461,7 +541,9 @@ class CompressionScheduler:
 
         Raises:
             StateError: the state belongs to another schedule or another model; nothing was changed.
+            PrunekitError: the scheduler is closed.
         """
+        self._order.must_be_open()
         groups = self._optimizers.known.groups
         check_fit(state, self.schedule, self._components, len(groups))
         self._binding.look_up(self.progress)
@@ -480,7 +562,9 @@ class CompressionScheduler:
             set_groups(groups, [{} if rate is None else {"lr": rate} for rate in state["learning_rates"]])
         self._ledger.load_state_dict(state["ledger"])
         self._ledger.rates.forget()
-        self._clock, self._next_epoch = Clock(*state["progress"]), state["next_epoch"]
+        self._clock.restore(state["progress"])
+        self._next_epoch = state["next_epoch"]
+        self._order.restore(self.progress, self._next_epoch)
         # Within an epoch, whose beginning will not be told again.
         if self._clock.minibatch >= 0:
             self._windows.open(self.progress, self._optimizers.known)
@@ -514,6 +598,42 @@ class CompressionScheduler:
 
     # Inside
 
+    def _attach(self) -> None:
+        """Take hold of model and optimizers, again where training had ended."""
+        self._order.must_be_open()
+        if not self.attached:
+            self.attached = True
+            take_hold(self)
+            self._optimizers.listen()
+            self._masks.take_up()
+
+    def _detach(self) -> None:
+        """Nothing of ours acts on model and optimizers any more."""
+        if self.attached:
+            self.attached = False
+            self._optimizers.release()
+            self._windows.end_training(self.progress)
+            self._masks.release()
+
+    def _endings(self, epochs: int) -> list[Problem]:
+        """How a run that ends after this many epochs ends otherwise than windows promise."""
+        steps = self.progress.step + self.progress.stepped
+        # Where epochs have had different numbers of steps, what is said of the run's length must come from the user.
+        each = self._steps_per_epoch or (steps // epochs if epochs and not steps % epochs else 0)
+        return endings(self.schedule, self._policies, epochs, each)
+
+    def _ended(self) -> str:
+        done = self._next_epoch
+        more = f"epochs(n) with n above {done} goes on, a new CompressionScheduler begins again"
+        return f"training has ended after {done} epochs; {more}"
+
+    def _warn(self, problems: Iterable[Problem]) -> None:
+        """Say what is allowed and probably not meant, unless it has been said."""
+        for problem in problems:
+            if problem not in self._warnings:
+                self._warnings.append(problem)
+                self.trace.warning("schedule", problem=str(problem))
+
     def _fire(self, hook: str, **more: Any) -> None:
         """Fire an event, and carry out what its implementations want done once all of them have returned."""
         if self._bus.hears(hook):
@@ -539,6 +659,8 @@ class CompressionScheduler:
 
     def _take(self, optimizer: Optimizer | None) -> None:
         """What every event begins with: the optimizer is known, and so is that training has begun."""
+        if not self._begun:
+            self._order.must_be_open()
         if optimizer is not None:
             must_be_optimizer(optimizer)
             self._optimizers.give(sequence_of(optimizer))

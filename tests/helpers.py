@@ -62,10 +62,14 @@ def pruning(
 
 
 def train_attached(
-    scheduler: CompressionScheduler, optimizer: torch.optim.Optimizer, epochs: int, data: Any = None
+    scheduler: CompressionScheduler,
+    optimizer: torch.optim.Optimizer,
+    epochs: int,
+    data: Any = None,
+    after_epoch: Callable[[int], None] | None = None,
 ) -> None:
     """The attached loop."""
-    for _ in scheduler.epochs(epochs):
+    for _ in scheduler.epochs(epochs, after_epoch):
         for x, y in scheduler.minibatches(data or batches()):
             optimizer.zero_grad()
             loss = scheduler.total_loss(nn.functional.cross_entropy(scheduler.model(x), y))

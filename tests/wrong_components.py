@@ -33,6 +33,10 @@ class Right:
     sparsity: Sparsity
     weights: Selectors
 
+    def frees(self, name: str, context: Context) -> bool:
+        """Whether nothing is to be pruned."""
+        return self.sparsity == 0
+
     def compute_masks(self, parameters: Weights, context: Context) -> Weights:
         return {name: prune_lowest(weight.abs(), self.sparsity) for name, weight in parameters.items()}
 
@@ -139,6 +143,18 @@ class PrunesNothing(Right):
 
     def compute_masks(self, parameters: Weights, context: Context) -> Weights:
         return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in parameters.items()}
+
+
+class HoldsOn(Right):
+    """Asked for nothing, it does nothing."""
+
+    breaks = ("zero_frees",)
+
+    def frees(self, name: str, context: Context) -> bool:
+        return False
+
+    def compute_masks(self, parameters: Weights, context: Context) -> Weights:
+        return super().compute_masks(parameters, context) if self.sparsity else {}
 
 
 class TakesGradients(Right):

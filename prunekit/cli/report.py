@@ -56,6 +56,7 @@ def summary(result: TrainingResult) -> list[str]:
     """Accuracy (or loss), dense and pruned, time, and where the trace lies."""
     what = "loss" if result.accuracy is None else "accuracy"
     lines = [f"dense {what}: {_dense(result.dense)}", f"pruned {what}: {_value(result.loss, result.accuracy)}"]
+    lines += [f"warning: {ending}" for ending in result.endings]
     lines.append(f"wall time: {result.seconds:.1f} s")
     if result.trace is not None:
         lines.append(f"trace: {result.trace}")

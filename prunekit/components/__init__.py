@@ -28,6 +28,8 @@ from prunekit.components.origin import (
 )
 from prunekit.components.pruner import (
     Accompanied,
+    Freeing,
+    Gradual,
     Listening,
     Observing,
     Pruner,
@@ -58,6 +60,8 @@ __all__ = [
     "Context",
     "DropMasks",
     "Effect",
+    "Freeing",
+    "Gradual",
     "KeepMasks",
     "Listening",
     "LossTerm",

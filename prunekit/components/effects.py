@@ -291,9 +291,13 @@ class KeepMasks(Effect):
 
 @dataclass(frozen=True)
 class DropMasks(Effect):
-    """The masks of these parameters are forgotten; their weights stay as they are."""
+    """The masks of these parameters are forgotten; their weights stay as they are.
+
+    `freed`: because nothing is to be pruned any more, and not for the time between two mini-batches.
+    """
 
     names: Sequence[str]
+    freed: bool = False
 
     @property
     def parameters(self) -> Sequence[str]:
@@ -308,7 +312,8 @@ class DropMasks(Effect):
         for name in dropped:
             network.masks.drop(name)
         if dropped:
-            yield Announcement("masks dropped", {"parameters": dropped}, "debug")
+            told = {"parameters": dropped}
+            yield Announcement("masks freed", told) if self.freed else Announcement("masks dropped", told, "debug")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 from prunekit.components.context import Context
 from prunekit.components.types import NonNegativeInt
 from prunekit.errors import ArgumentError
+from prunekit.progress import Progress, Window
 
 
 @runtime_checkable
@@ -21,12 +22,31 @@ class Pruner(Protocol):
 
     It owns the parameters that its arguments of type `Selectors` or `PerParameter` select. A pruner may also have
     `check(parameters, context)`, which yields an `ArgumentError` for each parameter that it can't work on,
-    `state_dict()/load_state_dict()`, and what `Accompanied`, `Observing`, `Listening`, `Scaling`, `Reconstructing` and
-    `Regrowing` describe.
+    `state_dict()/load_state_dict()`, and what `Gradual`, `Freeing`, `Accompanied`, `Observing`, `Listening`, `Scaling`,
+    `Reconstructing` and `Regrowing` describe.
     """
 
     def compute_masks(self, parameters: Mapping[str, Parameter], context: Context) -> Mapping[str, Tensor]:
         """Boolean masks (True keeps), each shaped like its parameter; a name left out keeps the mask it has."""
+
+
+@runtime_checkable
+class Gradual(Protocol):
+    """A pruner whose target changes while its window passes: a run that cuts the window off is warned about."""
+
+    def sparsity_at(self, window: Window, progress: Progress) -> float:
+        """The target at a moment of the window."""
+
+
+@runtime_checkable
+class Freeing(Protocol):
+    """A pruner that may be asked for no sparsity at all, and so to let go what was pruned before."""
+
+    def frees(self, name: str, context: Context) -> bool:
+        """Whether the target of a parameter is 0 by its own words, and not by rounding, nor for the time being.
+
+        Its mask is then dropped, and `compute_masks` is not asked about it.
+        """
 
 
 @runtime_checkable

@@ -72,6 +72,10 @@ class EventBus:
         """Whether anybody implements the hook at this moment: nobody, and firing it costs nothing."""
         return hook in self._callers
 
+    def live_in(self, hook: str) -> list[Origin]:
+        """Whose implementations of a hook are live now, listeners left out."""
+        return list(dict.fromkeys(live.origin for live in self._live if hook in live.hooks))
+
     def fire(self, hook: str, **arguments: Any) -> list[Result]:
         """Call every live implementation, in order.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from prunekit.components.kinds import QUANTIZER
+from prunekit.components.pruner import Gradual
 from prunekit.engine.policies import LRPolicy, Policy, QuantizationPolicy
 from prunekit.errors import Problem
 from prunekit.progress import Progress, Window
@@ -36,6 +37,54 @@ def exhausted(
                 message = f"{policy.origin.component} does not last for the run: {type(error).__name__}: {error}"
                 found.append(schedule.source.problem(path, message))
     return found
+
+
+def endings(
+    schedule: Schedule, policies: Sequence[Policy], epochs: int | None, steps_per_epoch: int = 0
+) -> list[Problem]:
+    """How a run of this many epochs ends otherwise than windows promise: a sparsity not reached, a float model."""
+    if epochs is None:
+        return []
+    length = epochs, steps_per_epoch
+    ends = [(policy, _cut_off(policy, length) or _float(policy, policies, length)) for policy in policies]
+    return [schedule.source.problem(("policies", policy.index), message) for policy, message in ends if message]
+
+
+def _cut_off(policy: Policy, length: tuple[int, int]) -> str:
+    """What a gradual pruner comes to in a run that is shorter than its window."""
+    last = policy.window.cut_off_by(*length)
+    if last is None or not isinstance(policy.component, Gradual):
+        return ""
+    reached = policy.component.sparsity_at(policy.window, last)
+    asked = policy.component.sparsity_at(policy.window, policy.window.closing)
+    if reached == asked:
+        return ""
+    return f"a run of {length[0]} epochs cuts it off: {policy.name!r} comes to sparsity {reached:.4g} and not to {asked:.4g}"
+
+
+def _float(policy: Policy, policies: Iterable[Policy], length: tuple[int, int]) -> str:
+    """Why what a quantizer works on is not quantized when the run ends."""
+    if not isinstance(policy, QuantizationPolicy) or policy.window.missed_by(*length):
+        return ""
+    lasting = [p for p in policies if p.kind is QUANTIZER and not p.window.over_before(*length)]
+    taken_over = {name for other in lasting for name in _decided(other)}
+    over = policy.window.over_before(*length)
+    if not over or (set(_decided(policy)) <= taken_over if _decided(policy) else lasting):
+        return ""
+    return f"is over before the run is, and the result will be a float model: {over}"
+
+
+def missed(policies: Iterable[Policy], skipped: range) -> list[str]:
+    """The policies whose window closes within epochs that the loop has passed over."""
+    # Before every step: a window in steps is asked about epochs alone, and none of its steps have been passed over.
+    moments = [Progress(epoch, step=-1) for epoch in skipped]
+    return [str(policy.origin) for policy in policies if any(policy.window.is_last(moment) for moment in moments)]
+
+
+def without_metrics(policies: Iterable[Policy], now: Progress) -> list[str]:
+    """The policies to come that will need metrics when their epochs end."""
+    later = [policy for policy in policies if not policy.window.is_open(now) and not policy.window.is_past(now)]
+    return [str(policy.origin) for policy in later if policy.takes_metrics]
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,16 @@ _Key = tuple[Origin, str, type[Effect]]
 
 
 class EpochSums:
-    """Loss terms summed up without waiting for the device, and the sparsities before a parameter was first zeroed."""
+    """Loss terms summed up without waiting for the device, and the sparsities before a parameter was first zeroed.
+
+    Attributes:
+        trained_on: a loss with all terms has been gone backward from.
+    """
 
     def __init__(self) -> None:
         self._terms: dict[str, Tensor] = {}
         self._minibatches = 0
+        self.trained_on = False
         self._before: dict[_Key, dict[str, float]] = {}
 
     def count_minibatch(self) -> None:
@@ -31,6 +36,16 @@ class EpochSums:
         value, total = term.value.detach(), self._terms.get(term.name)
         # Not in place: the first value is the term's own tensor, through which gradients still flow.
         self._terms[term.name] = value if total is None else total + value
+
+    def watch(self, loss: Tensor) -> None:
+        """See whether a loss with all terms is gone backward from: until one is, since it is asked of an epoch."""
+        if not loss.requires_grad:
+            self.trained_on = True  # as far as can be seen
+        elif not self.trained_on:
+            loss.register_hook(self._see)  # type: ignore[no-untyped-call]
+
+    def _see(self, _: Tensor) -> None:
+        self.trained_on = True
 
     def means(self) -> dict[str, float]:
         """Each term's mean over the mini-batches."""

@@ -89,7 +89,13 @@ class Ledger:
                 self._sums.add(term)
                 loss = loss + term.value
                 components.append(LossComponent(term.name, term.value))
+        self._sums.watch(loss)
         return PolicyLoss(loss, components)
+
+    def terms_not_in_loss(self) -> list[str]:
+        """Whose terms no mini-batch of this epoch was trained on, though they are live."""
+        live = self.bus.live_in("before_backward_pass")
+        return [str(origin) for origin in live] if not self._sums.trained_on else []
 
     def sum_up_epoch(self, progress: Progress) -> None:
         """A line for the mean of each loss term over the epoch's mini-batches, and one for what each policy zeroed."""

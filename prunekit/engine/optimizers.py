@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from prunekit.components.pruner import Observing
 from prunekit.engine.policies import LRPolicy, Policy, PruningPolicy, RegularizationPolicy
@@ -100,6 +101,7 @@ class Optimizers:
 
     def release(self) -> None:
         """Take all hooks off: steps are not heard of any more."""
+        self._in_minibatch = False
         stop_listening(self)
 
     def _put(self, optimizer: Optimizer, among: Sequence[Optimizer]) -> None:

@@ -109,8 +109,12 @@ class Windows:
                 policy.must_have_metrics(metrics, now)
 
     def end_training(self, now: Progress) -> None:
-        """Nothing is live any more; what was to happen in steps that never came is said."""
+        """Nothing is live any more; what is quantized stays so, for that is the result.
+
+        What was to happen in steps that never came is said.
+        """
         self._ledger.bus.set_live(())
+        self._opened.clear()
         for policy in self._in_steps:
             if policy.window.is_ahead(now):
                 when = {"first": policy.window.label(), "steps": policy.window.time_after(now)}

@@ -36,6 +36,7 @@ class Masks(Mapping[str, Tensor]):
         self._active: frozenset[str] = frozenset()
         self._stale = False
         self._copies: dict[str, Unmasked] = {}
+        self._released = False
 
     def __getitem__(self, name: str) -> Tensor:
         entry = self._entries[name]
@@ -270,13 +271,28 @@ class Masks(Mapping[str, Tensor]):
         for name in [name for name in self._copies if only is None or name in only]:
             self._copies.pop(name).put_back()
 
+    def release(self) -> None:
+        """Training has ended: the weights are what the forward pass saw, and nothing is enforced any more."""
+        self.end_forward()
+        for name, entry in [*self._entries.items()]:
+            entry.apply_in_forward()
+            if entry.only_in_forward:
+                self._put(name, entry.changed(forward_only=False, double_copies=False, scale=1.0))
+        self._released = True
+
+    def take_up(self) -> None:
+        """Training goes on after it had ended: the masks are in force again."""
+        if self._released:
+            self._released = False
+            self.enforce()
+
     @contextmanager
     def applied(self) -> Iterator[None]:
         """All masks applied to the weights, those that only the forward pass sees too; undone at the end."""
         # A mini-batch may be under way: its weights are masked or scaled already, and not what to return to.
         self.end_forward()
-        # Only these: the zeros of all other masks belong in the weights anyway.
-        hidden = [entry for entry in self._entries.values() if entry.only_in_forward]
+        # Only these: the zeros of all other masks belong in the weights anyway, unless training has ended.
+        hidden = [entry for entry in self._entries.values() if entry.only_in_forward or self._released]
         copies = [(entry.parameter, entry.parameter.detach().clone()) for entry in hidden]
         for entry in self._entries.values():
             entry.apply_in_forward()
@@ -292,7 +308,7 @@ class Masks(Mapping[str, Tensor]):
         `values` stand in for the parameter's own, where a quantizer makes others of them.
         """
         parameter, entry = self.parameters[name].detach() if values is None else values, self._entries.get(name)
-        if entry is not None and (entry.only_in_forward or not entry.is_intact):
+        if entry is not None and not self._released and (entry.only_in_forward or not entry.is_intact):
             parameter = parameter.masked_fill(~entry.mask.to(parameter.device), 0)
         return (parameter.numel() - count_nonzero(parameter)) / max(parameter.numel(), 1)
 

@@ -8,6 +8,7 @@ from prunekit.components.context import Context
 from prunekit.components.curves import ROUNDING, CurveName, OverTime, Shares, along, curve_of, gives, wrong_ends
 from prunekit.components.types import Sparsity
 from prunekit.errors import ArgumentError
+from prunekit.progress import Progress, Window
 
 
 @dataclass(kw_only=True)
@@ -23,6 +24,10 @@ class FixedSparsity:
     def sparsity(self, context: Context) -> float:
         """The target now."""
         return context.now(self.desired_sparsity)
+
+    def frees(self, name: str, context: Context) -> bool:
+        """Whether nothing is to be pruned: every parameter is let go."""
+        return self.sparsity(context) == 0
 
 
 @dataclass(kw_only=True)
@@ -53,7 +58,11 @@ class GradualSparsity:
 
     def sparsity(self, context: Context) -> float:
         """The target now."""
-        return self.at(context.window.fraction(context.progress))
+        return self.sparsity_at(context.window, context.progress)
+
+    def sparsity_at(self, window: Window, progress: Progress) -> float:
+        """The target at a moment of a window."""
+        return self.at(window.fraction(progress))
 
     def at(self, fraction: float) -> float:
         """The target when this fraction of the window, 0 to 1, has passed."""

@@ -19,6 +19,7 @@ from prunekit.quantization.forward_passes import forward_passes
 from prunekit.quantization.values import QuantizedActivation, QuantizedWeight
 
 _WEIGHTS = "_prunekit_quantized_weights"
+_ORIGINAL = "_prunekit_original_class"
 _MOVING = ("register_parametrization", "remove_parametrizations")
 """The functions of `torch.nn.utils.parametrize` that take a parameter out of a module to put it into another."""
 
@@ -44,7 +45,7 @@ class QuantizedForward:
         self.catalog: Catalog | None = None
         self._wanted: tuple[Mapping[Parameter, QuantizedWeight], Mapping[str, QuantizedActivation], Catalog | None]
         self._wanted, self._suspended = ({}, {}, None), 0
-        self._changed: list[tuple[Module, type[Module], type[Module]]] = []
+        self._changed: list[tuple[Module, type[Module], Mapping[str, QuantizedWeight]]] = []
 
     def activate(
         self,
@@ -96,9 +97,10 @@ class QuantizedForward:
         self._take_back()
 
     def _take_back(self) -> None:
-        for module, cls, own in self._changed:
-            _take_out(own, cls, module)
-            vars(module).pop(_WEIGHTS, None)
+        for module, own, weights in self._changed:
+            if vars(module).get(_WEIGHTS) is weights:  # and not another scheduler's by now
+                _exchange(module, own, _original(own))
+                del vars(module)[_WEIGHTS]
         self._changed.clear()
         self.weights, self.activations = {}, {}
 
@@ -108,26 +110,59 @@ class QuantizedForward:
         # Python looks up properties, and torch `forward` where it traces or compiles, on the class and never on the
         # object. The object itself must stay: the optimizer, hooks and whoever holds the module know it.
         own = _subclass(type(module), weights, forward)
-        self._changed.append((module, type(module), own))
+        self._changed.append((module, own, weights))
         vars(module)[_WEIGHTS] = weights
         module.__class__ = own
+
+
+@contextmanager
+def left_by_others(model: Module) -> Iterator[None]:
+    """What other schedulers have left quantized is as it was: from here on, or where the block raises, within it."""
+    quantized = [
+        (module, _own_class(module), vars(module)[_WEIGHTS]) for module in model.modules() if _is_changed(module)
+    ]
+    for module, own, _ in quantized:
+        _exchange(module, own, _original(own))
+        del vars(module)[_WEIGHTS]
+    try:
+        yield
+    except BaseException:
+        for module, own, weights in quantized:
+            _exchange(module, _original(own), own)
+            vars(module)[_WEIGHTS] = weights
+        raise
+
+
+def _is_changed(module: Module) -> bool:
+    return _WEIGHTS in vars(module)
+
+
+def _own_class(module: Module) -> type[Module]:
+    """The subclass of ours that a module has, or that its class is made of."""
+    return next(cls for cls in type(module).__mro__ if _ORIGINAL in vars(cls))
+
+
+def _original(own: type[Module]) -> type[Module]:
+    """What a subclass of ours was made of."""
+    original: type[Module] = vars(own)[_ORIGINAL]
+    return original
 
 
 def _subclass(cls: type[Module], names: Iterable[str], forward: Callable[..., Any] | None) -> type[Module]:
     """A class for one module alone, which instances of `cls` can become: it adds no state."""
     # The module of the class too, for it is by this that a tracer knows torch's own layers.
-    own: dict[str, Any] = {"__module__": cls.__module__, **{name: _property(name) for name in names}}
+    own: dict[str, Any] = {"__module__": cls.__module__, _ORIGINAL: cls, **{name: _property(name) for name in names}}
     if forward is not None:
         own["forward"] = forward
     return type(f"Quantized{cls.__name__}", (cls,), own)
 
 
-def _take_out(own: type[Module], cls: type[Module], module: Module) -> None:
-    """A module's class is again what it was without the subclass of ours."""
-    if type(module) is own:
-        module.__class__ = cls
-    elif own in type(module).__bases__:  # a parametrization was added since, by a class of its own: it stays
-        type(module).__bases__ = tuple(cls if base is own else base for base in type(module).__bases__)
+def _exchange(module: Module, old: type[Module], new: type[Module]) -> None:
+    """A class of ours in place of a module's, or the other way round."""
+    if type(module) is old:
+        module.__class__ = new
+    elif old in type(module).__bases__:  # a parametrization was added since, by a class of its own: it stays
+        type(module).__bases__ = tuple(new if base is old else base for base in type(module).__bases__)
 
 
 def _property(name: str) -> property:

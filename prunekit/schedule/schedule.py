@@ -116,9 +116,10 @@ class Schedule:
         return data is not None and not isinstance(data, dict)
 
     def warnings(self) -> list[Problem]:
-        """What is allowed and probably not meant: no version, components that no policy uses."""
+        """What is allowed and probably not meant: no version, components that no policy uses, equal keys and values."""
         used = {(policy.kind, policy.instance_name) for policy in (*self.policies, *self.without_window)}
-        found = [
+        found = list(self.source.warnings)
+        found += [
             self.source.problem(spec.path, f"no policy uses the {spec.kind} {spec.name!r}")
             for spec in self.components
             if (spec.kind, spec.name) not in used

@@ -6,6 +6,7 @@ Scalars follow YAML 1.2's core schema: `2e-6` is a number, `on` and `1:30` are s
 from __future__ import annotations
 
 import io
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -80,6 +81,7 @@ class Source:
     name: str
     data: Any = None
     problems: list[Problem] = field(default_factory=list)
+    warnings: list[Problem] = field(default_factory=list)  # keys that stand twice with equal values
     _root: yaml.Node | None = None
     _start: Position | None = None
     _children: dict[int, dict[str, tuple[yaml.Node, yaml.Node]]] = field(default_factory=dict)
@@ -214,10 +216,7 @@ class _Reader:
                 merged = {**self.merged(child, path), **merged}
                 inherited = {**self.inherited(child), **inherited}
             elif key.value in data:
-                first = own[key.value][0].start_mark.line + 1
-                self.add_problem(
-                    key, (*path, key.value), f"the key {key.value!r} stands twice; the first is on line {first}"
-                )
+                self.twice(key, child, own[key.value], (*path, key.value))
             else:
                 self.key(key, (*path, key.value))
                 own[key.value] = key, child
@@ -226,6 +225,15 @@ class _Reader:
         # By id, which stays unique because `_root` keeps all nodes alive.
         self.source._children[id(node)] = {**inherited, **own}
         return {**merged, **data}
+
+    def twice(self, key: Any, child: Any, first: tuple[yaml.Node, yaml.Node], path: Path_) -> None:
+        """A key stands a second time: no harm where it says the same."""
+        said, again = self.value(first[1], path), self.value(child, path)
+        # What is too large is refused anyway, and writing it out might take all the memory there is.
+        small = all(self.sizes.get(id(node), 1) <= _MOST_NODES for node in (first[1], child))
+        equal = small and _as_text(said) == _as_text(again)
+        what = f"the key {key.value!r} stands twice, with {'equal' if equal else 'different'} values"
+        self.add_problem(key, path, f"{what}; the first is on line {first[0].start_mark.line + 1}", warning=equal)
 
     def merged(self, node: Any, path: Path_) -> dict[str, Any]:
         value = self.value(node, path)
@@ -267,8 +275,14 @@ class _Reader:
     def refuse_tag(self, node: Any, path: Path_) -> None:
         self.add_problem(node, path, f"the tag {node.tag!r} is not accepted: schedules are plain data")
 
-    def add_problem(self, node: Any, path: Path_, message: str) -> None:
-        self.source.problems.append(Problem(_position(self.source.name, node.start_mark), dotted(path), message))
+    def add_problem(self, node: Any, path: Path_, message: str, warning: bool = False) -> None:
+        said = self.source.warnings if warning else self.source.problems
+        said.append(Problem(_position(self.source.name, node.start_mark), dotted(path), message))
+
+
+def _as_text(data: Any) -> str:
+    """To compare by: 1, 1.0 and true are three values, and the order of keys is none."""
+    return json.dumps(data, sort_keys=True)
 
 
 def _int(text: str) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from itertools import chain, combinations
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,8 +14,10 @@ from torch.nn import Parameter
 
 from prunekit.components.arguments import arguments_of
 from prunekit.components.types import PerParameter, Sparsity
+from prunekit.errors import ArgumentError
 from prunekit.testing.laws import Broken, NotApplicable, listed
 from prunekit.testing.runs import Run
+from prunekit.testing.subject import Subject
 
 
 def asked_sparsity(run: Run) -> dict[str, float]:
@@ -22,17 +26,38 @@ def asked_sparsity(run: Run) -> dict[str, float]:
     Raises:
         NotApplicable: no argument says so, or several do.
     """
+    _, value = _asking(run.subject)
+    settings = run.policy.settings
+    return {name: float(settings[name] if isinstance(value, Mapping) else value) for name in run.policy.parameters}
+
+
+def asking_nothing(subject: Subject) -> Subject:
+    """The same, asked for a sparsity of 0.
+
+    Raises:
+        NotApplicable: no argument says what it asks for, several do, or 0 is refused.
+    """
+    name, value = _asking(subject)
+    zero = dict.fromkeys(value, 0.0) if isinstance(value, Mapping) else 0.0
+    asked = replace(subject, arguments={**subject.arguments, name: zero}, remembered={})
+    try:
+        asked.make()
+    except ArgumentError as error:
+        raise NotApplicable(f"it refuses {name} 0: {error}") from error
+    return asked
+
+
+def _asking(subject: Subject) -> tuple[str, Any]:
+    """The argument that says what sparsity is asked for, and its value."""
     arguments = {
-        argument.name: run.subject.arguments.get(argument.name, argument.default)
-        for argument in arguments_of(run.subject.cls, "pruner")
+        argument.name: subject.arguments.get(argument.name, argument.default)
+        for argument in arguments_of(subject.cls, "pruner")
         if argument.annotation in (Sparsity, PerParameter[Sparsity]) and not argument.name.startswith("initial")
     }
     if len(arguments) != 1:
         several = f"several arguments say what it asks for: {listed(arguments)}"
         raise NotApplicable(several if arguments else "no argument of type Sparsity says what it asks for")
-    (value,) = arguments.values()
-    settings = run.policy.settings
-    return {name: float(settings[name] if isinstance(value, Mapping) else value) for name in run.policy.parameters}
+    return next(iter(arguments.items()))
 
 
 def must_be_exact(run: Run, asked: Mapping[str, float], where: str) -> None:

@@ -26,7 +26,7 @@ from prunekit.testing.asking import (
     quantized_weights_of,
     touched,
 )
-from prunekit.testing.exactness import asked_sparsity, must_be_exact
+from prunekit.testing.exactness import asked_sparsity, asking_nothing, must_be_exact
 from prunekit.testing.laws import OWNERS, PRUNER, QUANTIZER, REGULARIZER, Broken, NotApplicable, law, listed, must
 from prunekit.testing.runs import FIRST, LAST, MINIBATCHES, Run, batches, differences, reseed
 from prunekit.testing.subject import Subject
@@ -78,6 +78,20 @@ def exact_sparsity(subject: Subject) -> None:
     for what, model in (("weights of all sizes", TinyNet()), ("weights of which many are equal", _with_ties())):
         run = Run(subject, model=model, rate=0.0).train(range(1, LAST + 1))
         must_be_exact(run, asked_sparsity(run), f"among {what}: ")
+
+
+@law(PRUNER)
+def zero_frees(subject: Subject) -> None:
+    """Asked for a sparsity of 0, it lets go what was pruned before."""
+    run = Run(asking_nothing(subject))
+    half = {name: _half(weight) for name, weight in run.policy.parameters.items() if weight.numel() > 1}
+    flags = {"kept": None, "forward_only": False, "double_copies": False, "scale": 1.0}
+    # A state is the one way in for masks that are there before it acts.
+    masks = {name: {"pruned": mask, **flags} for name, mask in half.items()}
+    run.scheduler.load_state_dict({**run.scheduler.state_dict(), "masks": masks})
+    run.train(range(1, LAST + 1))
+    held = [name for name, mask in run.scheduler.masks.items() if not mask.all()]
+    must(not held, f"no weight of {listed(half)} masked any more", f"masks of {listed(held)}")
 
 
 @law(PRUNER)
@@ -248,6 +262,11 @@ _ODD: dict[str, tuple[Any, bool]] = {
 }
 _TWINS: dict[str, Any] = {_FROZEN: torch.clone, "that is not contiguous": torch.clone}
 """What an odd parameter must be treated like."""
+
+
+def _half(weight: Tensor) -> Tensor:
+    """A mask that keeps the last half of a parameter's weights."""
+    return (torch.arange(weight.numel()) >= weight.numel() // 2).reshape(weight.shape)
 
 
 def _with_ties() -> TinyNet:

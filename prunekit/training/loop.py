@@ -168,6 +168,7 @@ class Run:
             self.seconds(),
             self.folder,
             self.settings,
+            tuple(self.scheduler.endings),
         )
 
     def changes(self, name: str) -> tuple[Change, ...]:

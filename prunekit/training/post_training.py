@@ -74,7 +74,7 @@ def quantize(
     scheduler.load_state_dict({**scheduler.state_dict(), "masks": masks})
     before = _float(scheduler, application)
     run = Run(application, scheduler, trace, folder, {**(settings or {}), "epochs": 1})
-    with run.watched():
+    with scheduler, run.watched():
         _calibrate(scheduler, application, batches)
         after = evaluate(application)
         scheduler.on_epoch_end(0)

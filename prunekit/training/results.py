@@ -128,6 +128,7 @@ class TrainingResult:
         seconds: of the whole run.
         run_dir: the folder with trace, checkpoint and result, if the run has one.
         settings: what the run was started with.
+        endings: where it ended otherwise than the schedule's windows: a sparsity not reached, a float model.
     """
 
     loss: float
@@ -138,6 +139,7 @@ class TrainingResult:
     seconds: float
     run_dir: Path | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    endings: tuple[str, ...] = ()
 
     @property
     def trace(self) -> Path | None:

@@ -79,7 +79,7 @@ def train(
     scheduler = _scheduler(schedule, application, **options)
     run = Run(application, scheduler, trace, folder, {**(settings or {}), "epochs": epochs, "seed": seed})
     run.on_epoch, run.on_minibatch = on_epoch, on_minibatch
-    with run.watched():
+    with scheduler, run.watched():
         run.begin(checkpoint, seed, foreign)
         return run.until(epochs)
 

@@ -134,12 +134,16 @@ def test_double_copies_update_the_unmasked_weights_in_both_ways_of_use() -> None
         model = MLP()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         scheduler = CompressionScheduler.from_dict(pruning(args=args), model, optimizer, trace=SILENT)
+        ends = [model.fc1.weight]
         if explicit:
             train_explicit(scheduler, optimizer, range(2))
         else:
-            train_attached(scheduler, optimizer, 2)
-        assert zeros(model.fc1.weight) == 0
-        weights.append(model.fc1.weight.detach().clone())
+            train_attached(
+                scheduler, optimizer, 2, after_epoch=lambda _, ends=ends: ends.append(ends[0].detach().clone())
+            )
+            assert zeros(model.fc1.weight) == 48, "training has ended"
+        assert zeros(ends[-1]) == 0
+        weights.append(ends[-1].detach().clone())
     assert torch.equal(*weights)
 
 
@@ -173,9 +177,10 @@ def test_masked_gradients_leave_masked_weights_where_they_are() -> None:
     args = {"mask_gradients": True, "mask_on_forward_only": True, "use_double_copies": True}
     start = model.fc1.weight.detach().clone()
     scheduler = CompressionScheduler.from_dict(pruning(args=args, when=window(0, 1)), model, optimizer, trace=SILENT)
-    train_attached(scheduler, optimizer, 1)
+    ends: list[torch.Tensor] = []
+    train_attached(scheduler, optimizer, 1, after_epoch=lambda _: ends.append(model.fc1.weight.detach().clone()))
     masked = ~scheduler.masks["fc1.weight"]
-    assert torch.equal(model.fc1.weight[masked], start[masked])
+    assert torch.equal(ends[0][masked], start[masked])
     assert not torch.equal(model.fc1.weight, start)
     x, y = batches()[0]
     optimizer.zero_grad()
@@ -348,6 +353,7 @@ def test_the_model_may_move_and_its_weights_be_loaded_in_place() -> None:
 
 def test_loader_without_a_length_must_say_it() -> None:
     scheduler = CompressionScheduler.from_dict(pruning(), MLP(), trace=SILENT)
+    scheduler.on_epoch_begin(0)
     with pytest.raises(PrunekitError, match="the loader has no length; say it"):
         next(scheduler.minibatches(iter([1, 2])))
     assert list(scheduler.minibatches(iter([1, 2]), length=2)) == [1, 2]

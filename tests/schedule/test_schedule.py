@@ -764,7 +764,7 @@ policies:
 pruners:
   q: {class: B}
 --->
-5:1: pruners: the key 'pruners' stands twice; the first is on line 1
+5:1: pruners: the key 'pruners' stands twice, with different values; the first is on line 1
 === not YAML
 pruners:
   p: {class: A}

@@ -119,11 +119,39 @@ def test_a_key_that_stands_twice_is_refused_with_the_line_of_the_first() -> None
     text = "a: 1\nb:\n  c: 1\n  d: 2\n  'c': 3\na: 4\n? a\n: 5\n"
     source = Source.from_text(text, "f")
     assert [str(problem) for problem in source.problems] == [
-        "f:5:3: b.c: the key 'c' stands twice; the first is on line 3",
-        "f:6:1: a: the key 'a' stands twice; the first is on line 1",
-        "f:7:3: a: the key 'a' stands twice; the first is on line 1",
+        "f:5:3: b.c: the key 'c' stands twice, with different values; the first is on line 3",
+        "f:6:1: a: the key 'a' stands twice, with different values; the first is on line 1",
+        "f:7:3: a: the key 'a' stands twice, with different values; the first is on line 1",
     ]
     assert source.data == {"a": 1, "b": {"c": 1, "d": 2}}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "equal"),
+    [
+        ("0.5", ".5", True),
+        ("{x: [1, a], y: 2}", "{y: 2, x: [1, 'a']}", True),
+        (".nan", ".NaN", True),
+        ("~", "", True),
+        ("1", "1.0", False),
+        ("1", "true", False),
+        ("a", "'a '", False),
+        ("[1, 2]", "[2, 1]", False),
+    ],
+)
+def test_a_key_that_stands_twice_with_equal_values_is_a_warning(first: str, second: str, equal: bool) -> None:
+    source = Source.from_text(f"k:\n  a: {first}\n  a: {second}\n", "f")
+    how = "equal" if equal else "different"
+    said = f"f:3:3: k.a: the key 'a' stands twice, with {how} values; the first is on line 2"
+    assert ([str(p) for p in source.problems], [str(p) for p in source.warnings]) == (
+        ([], [said]) if equal else ([said], [])
+    )
+
+
+def test_large_values_under_one_key_are_not_written_out_to_compare_them() -> None:
+    bomb = "".join(f"a{n + 1}: &a{n + 1} [{', '.join([f'*a{n}'] * 10)}]\n" for n in range(9))
+    source = Source.from_text(f"a0: &a0 [1]\n{bomb}k: *a9\nk: *a9\n", "f")
+    assert "more than 100000 nodes" in str(source.problems[-1])
 
 
 @pytest.mark.parametrize("key", ["? [a]\n: 1", "? {a: 1}\n: 1", "{[a]: 1}"])

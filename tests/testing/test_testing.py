@@ -72,7 +72,7 @@ def test_a_failure_says_which_law_what_was_expected_what_came_and_how_to_see_it_
     with pytest.raises(LawsBroken) as error:
         check_component(TiesGoTogether, sparsity=0.5, weights="fc2.weight")
     assert str(error.value) == (
-        "TiesGoTogether breaks 1 of 17 laws\n"
+        "TiesGoTogether breaks 1 of 18 laws\n"
         "\n"
         "exact_sparsity: The sparsity asked for is reached exactly: floor(s · n) of n units, also among equal weights\n"
         "  expected: among weights of which many are equal: fc2.weight 32 of 64 pruned (0.5 asked)\n"

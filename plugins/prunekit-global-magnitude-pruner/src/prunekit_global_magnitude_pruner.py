@@ -50,6 +50,8 @@ class GlobalMagnitude:
     def compute_masks(self, parameters: Mapping[str, Parameter], context: Context) -> Mapping[str, Tensor]:
         sparsity = self.sparsity(context)
         count = math.floor(sparsity * sum(weight.numel() for weight in parameters.values()))
+        if not count:
+            return {}
         most = [self._most(weight) for weight in parameters.values()] if self.floor else None
         scores = [_SCORES[self.normalize](weight.detach()) for weight in parameters.values()]
         masks = dict(zip(parameters, prune_smallest_together(scores, count, most), strict=True))

@@ -27,6 +27,10 @@ class SparsityLevelParameterPruner:
 
     levels: PerParameter[OverTime[Sparsity]]
 
+    def frees(self, name: str, context: Context) -> bool:
+        """Whether its level is 0."""
+        return bool(context.settings[name] == 0)
+
     def compute_masks(self, parameters: Mapping[str, Parameter], context: Context) -> Mapping[str, Tensor]:
         return {
             name: prune_smallest(weight, count)

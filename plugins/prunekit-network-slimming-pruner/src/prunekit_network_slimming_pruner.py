@@ -58,6 +58,8 @@ class NetworkSlimming:
         shifts = {scale: shift for scale, shift in _shifts(context.model).items() if scale in parameters}
         scales = [parameters[name] for name in shifts]
         count = math.floor(self.sparsity(context) * sum(scale.numel() for scale in scales))
+        if not count:
+            return {}
         keeps = dict(zip(shifts, prune_smallest_together(scales, count, [*map(self._most, scales)]), strict=True))
         masks = {name: keep for scale, keep in keeps.items() for name in (scale, shifts[scale])}
         filters = self._filters(parameters, context)

@@ -35,6 +35,10 @@ class RandomLevelStructureParameterPruner(RankedPruner):
         if low > high:
             raise ArgumentError("sparsity_range", message=f"must ascend, got {[low, high]}")
 
+    def frees(self, name: str, context: Context) -> bool:
+        """Whether no other sparsity can be drawn than 0."""
+        return self.sparsity_range[1] == 0
+
     def scores(self, name: str, weight: Tensor, groups: Groups, context: Context) -> Tensor:
         return groups.mean_abs(weight)
 

@@ -52,6 +52,10 @@ class RigLPruner:
     _started: bool = field(default=False, init=False, repr=False)
     _next: int = field(default=0, init=False, repr=False)
 
+    def frees(self, name: str, context: Context) -> bool:
+        """Whether nothing is to be pruned."""
+        return self.desired_sparsity == 0
+
     def compute_masks(self, parameters: Mapping[str, Parameter], context: Context) -> Mapping[str, Tensor]:
         """Drawn masks for the parameters that have none yet."""
         masks = {}

@@ -46,6 +46,10 @@ class SETPruner:
     regrows: ClassVar[bool] = True
     _moment: tuple[int, int] | None = field(default=None, init=False, repr=False)
 
+    def frees(self, name: str, context: Context) -> bool:
+        """Whether nothing is to be pruned."""
+        return self.desired_sparsity == 0
+
     def compute_masks(self, parameters: Mapping[str, Parameter], context: Context) -> Mapping[str, Tensor]:
         """Drawn masks where there are none yet, then rewired ones: once for each moment, however often it is asked."""
         last, self._moment = self._moment, (context.progress.epoch, context.progress.minibatch)

@@ -40,6 +40,10 @@ class SNIPPruner:
     _initial: Tensors = field(default_factory=dict, init=False, repr=False)
     _gradients: Tensors = field(default_factory=dict, init=False, repr=False)
 
+    def frees(self, name: str, context: Context) -> bool:
+        """Whether nothing is to be pruned."""
+        return self.desired_sparsity == 0
+
     def compute_masks(self, parameters: Mapping[str, Parameter], context: Context) -> Mapping[str, Tensor]:
         """None: they are chosen once, when the gradients are known, and stay."""
         return {}

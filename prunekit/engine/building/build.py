@@ -13,7 +13,7 @@ from prunekit.engine.building.bind import bind
 from prunekit.engine.building.check import Checker
 from prunekit.engine.building.find import find
 from prunekit.engine.checked import GivenModel, Used
-from prunekit.engine.conflicts import collisions, exhausted, idle_policies, undecided
+from prunekit.engine.conflicts import collisions, endings, exhausted, idle_policies, undecided
 from prunekit.engine.policies import Policy
 from prunekit.engine.problems import Problems
 from prunekit.engine.rate_jumps import jumps
@@ -64,6 +64,7 @@ def build(
     problems.warnings += [clash.warning() for clash in undecided(schedule, policies)]
     if optimizers and not problems.errors:
         problems.warnings += jumps(schedule, policies, groups_of(optimizers))
+    problems.warnings += endings(schedule, policies, epochs, steps_per_epoch)
     return Built(
         policies,
         {key: made.component for key, made in checker.made.items() if made.component is not None},

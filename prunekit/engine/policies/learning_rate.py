@@ -92,6 +92,10 @@ class LRPolicy(Policy):
 
     # What is set
 
+    @property
+    def takes_metrics(self) -> bool:
+        return self.component.takes_metrics
+
     def hooks(self, progress: Progress) -> Iterable[tuple[str, Callable[..., Any]]]:
         # As long as it is open, not only while it is active: in steps the bus would be changed with each of them.
         if not self.window.is_open(progress):

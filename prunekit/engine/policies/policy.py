@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -94,6 +95,12 @@ class Policy:
     def hooks(self, progress: Progress) -> Iterable[tuple[str, Callable[..., Any]]]:
         """The policy's own implementations that are live now."""
         return ()
+
+    @property
+    def takes_metrics(self) -> bool:
+        """Whether it looks at the metrics with which its epochs end: a hook of its component's own does."""
+        own = Implementations.of(self.component, self.origin).hooks.get("on_epoch_end")
+        return own is not None and "metrics" in inspect.signature(own).parameters
 
     def prepare(self, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> None:
         """Look out for what must be known later; asked before training too, and whenever windows may open."""

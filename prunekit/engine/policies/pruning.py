@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Self
@@ -17,6 +17,7 @@ from prunekit.components.effects import DropMasks, Effect, KeepMasks, SetMasks, 
 from prunekit.components.gradients import Gradients
 from prunekit.components.kinds import PRUNER
 from prunekit.components.pruner import (
+    Freeing,
     Listening,
     Observing,
     Pruner,
@@ -198,13 +199,21 @@ class PruningPolicy(Policy):
         return self.args.skip_first_minibatch and progress.minibatch_of_run == 1
 
     def _prune(self, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> list[Effect]:
-        seen = {**self.parameters, **self._folded(model)}
         context = self.context(model, masks, progress)
-        return self._effects(chosen_masks(self.component, seen, context, self.parameters), context)
+        freed = self._freed(context)
+        seen = {n: p for n, p in {**self.parameters, **self._folded(model)}.items() if n not in freed}
+        chosen = chosen_masks(self.component, seen, context, self.parameters) if seen or not freed else {}
+        return self._effects(chosen, context, [name for name in freed if name in masks])
 
-    def _effects(self, chosen: Mapping[str, Tensor], context: Context) -> list[Effect]:
-        """What is to be done about masks that the pruner has chosen."""
-        left_out = [name for name in self.parameters if name not in chosen]
+    def _freed(self, context: Context) -> list[str]:
+        """The parameters of which nothing at all is to be pruned."""
+        if not isinstance(self.component, Freeing):
+            return []
+        return [name for name in self.parameters if self.component.frees(name, context)]
+
+    def _effects(self, chosen: Mapping[str, Tensor], context: Context, freed: Sequence[str] = ()) -> list[Effect]:
+        """What is to be done about masks that the pruner has chosen, and masks that it lets go."""
+        left_out = [name for name in self.parameters if name not in chosen and name not in freed]
         if isinstance(self.component, Scaling):
             self._scales = self.component.forward_scales(chosen)
         forward_only, double_copies = self.args.mask_on_forward_only, self.args.use_double_copies
@@ -212,6 +221,8 @@ class PruningPolicy(Policy):
         regrows = isinstance(self.component, Regrowing) and self.component.regrows and not forward_only
         resets = {"reset_pruned": self.args.reset_optimizer_state, "reset_regrown": regrows}
         effects: list[Effect] = [SetMasks(chosen, forward_only, double_copies, left_out, self._scales, **resets)]
+        if freed:
+            effects.append(DropMasks(tuple(freed), freed=True))
         if isinstance(self.component, Reconstructing):
             with torch.no_grad(), hands_off("reconstruct", self.parameters):
                 effects.append(SetWeights(self.component.reconstruct(self.parameters, chosen, context)))
