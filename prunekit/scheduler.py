@@ -23,6 +23,7 @@ from prunekit.engine.ledger import Ledger
 from prunekit.engine.optimizers import Optimizers
 from prunekit.engine.policies import Policy
 from prunekit.engine.quantizers import Quantizers
+from prunekit.engine.stage import Stage, stage_of
 from prunekit.engine.state import check_fit, fingerprint, fitting_masks, renamed, stateful
 from prunekit.engine.windows import Windows
 from prunekit.errors import PrunekitError, ScheduleError, dotted
@@ -146,6 +147,11 @@ class CompressionScheduler:
     def progress(self) -> Progress:
         """Where training stands."""
         return self._clock.progress
+
+    @property
+    def stage(self) -> Stage:
+        """How far compression has come: `dense`, `partial` or `final` (every window has ended or is at its target)."""
+        return stage_of(self._policies, self.model, self._masks, self.progress, self._next_epoch)
 
     @property
     def changes(self) -> Mapping[str, list[tuple[int, MaskChange]]]:
