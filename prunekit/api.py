@@ -3,6 +3,7 @@
 # `X as X` is how type checkers and linters are told that a name is offered, not merely used here.
 from prunekit.components.origin import MaskChange as MaskChange, Origin as Origin
 from prunekit.errors import (
+    ApplicationError as ApplicationError,
     ArgumentError as ArgumentError,
     PluginError as PluginError,
     Problem as Problem,

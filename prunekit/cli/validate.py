@@ -80,7 +80,7 @@ def check(
     from prunekit.schedule.yaml_source import Source
 
     schedule = parse(Source.from_file(path))
-    model, optimizer = (None, None) if application is None else (application.model, application.optimizer)
+    model, optimizer = (None, None) if application is None else (application.model, application.first_optimizer)
     built = build(schedule, plugins.registry, model, optimizer, epochs)
     errors = dict.fromkeys([*schedule.problems(), *built.problems, *plugins.problems])
     readable = schedule.components or schedule.policies or not errors
