@@ -111,10 +111,8 @@ def _train(
         except Exception as error:
             display.stop()
             if wrong := complaint(error):
-                wrong.application, wrong.place = (
-                    f"application {options.app!r}",
-                    wrong.place or place_of_application(options.app),
-                )
+                wrong.application = f"application {options.app!r}"
+                wrong.place = wrong.place or place_of_application(options.app)
                 print_traceback()
                 print_error(f"error: {label}{wrong}", *([] if wrong is error else _where_is_all(run_dir)))
             elif isinstance(error, PrunekitError):

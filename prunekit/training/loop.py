@@ -267,10 +267,14 @@ class Run:
             "settings": self.settings,
         }
         self.folder.mkdir(parents=True, exist_ok=True)
-        last, best = self.folder / CHECKPOINT, self.folder / BEST
-        replace_file(last, lambda path: torch.save(state, path))
-        if self.history and best_of(self.history) is self.history[-1]:
-            replace_file(best, lambda path: shutil.copyfile(last, path))
+        replace_file(self.folder / CHECKPOINT, lambda path: torch.save(state, path))
+        self.keep_best()
+
+    def keep_best(self) -> None:
+        """Keep the last checkpoint beside those that follow if there is none better."""
+        if self.folder is not None and self.history and best_of(self.history) is self.history[-1]:
+            last = self.folder / CHECKPOINT
+            replace_file(self.folder / BEST, lambda path: shutil.copyfile(last, path))
 
     def restore(self, checkpoint: Mapping[str, Any]) -> None:
         """Everything but the random numbers, which come last."""
@@ -282,6 +286,7 @@ class Run:
         self.scheduler.load_state_dict(checkpoint["scheduler"])
         self.history = [EpochResult(**result) for result in checkpoint["history"]]
         self.done, self.seconds_before = checkpoint["epoch"], checkpoint["seconds"]
+        self.keep_best()  # a run may have been killed before it could
 
     def generators(self) -> list[torch.Generator]:
         """The random number generators that the loaders and their samplers have of their own, each once."""
