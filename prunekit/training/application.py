@@ -61,7 +61,7 @@ class Application:
         """Each optimizer by its name; one without a name by its place."""
         if isinstance(self.optimizer, Mapping):
             return self.optimizer
-        several = self.optimizer if isinstance(self.optimizer, Sequence) else [self.optimizer]
+        several = self.optimizer if isinstance(self.optimizer, list | tuple) else [self.optimizer]
         return {str(place): optimizer for place, optimizer in enumerate(several)}
 
     @property

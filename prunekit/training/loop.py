@@ -21,7 +21,7 @@ from prunekit.model.parameter_mask import count_nonzero
 from prunekit.model.parameters import Parameters
 from prunekit.plugins.lock import LOCK, Lock
 from prunekit.scheduler import CompressionScheduler
-from prunekit.trace import FILE_NAME, Trace
+from prunekit.trace import Trace
 from prunekit.training.application import Application
 from prunekit.training.checkpoint import (
     BEST,
@@ -59,10 +59,10 @@ class Run:
     """One run: its parts, and what has come of it so far.
 
     Attributes:
-        is_new: whether its folder was not there before it; such a folder does not stay where nothing came of the run.
+        found: the names of what was in its folder before it; None if that was not there.
     """
 
-    is_new = False
+    found: frozenset[str] | None = None
 
     on_epoch: Callable[[EpochResult], None] | None = None
     on_minibatch: Callable[[MinibatchResult], None] | None = None
@@ -135,11 +135,13 @@ class Run:
 
     def remove(self) -> None:
         """Nothing has come of the run: leave its folder as it was."""
-        if self.folder is not None and self.is_new:
-            shutil.rmtree(self.folder)
-        elif self.folder is not None:
-            for name in (FILE_NAME, CHECKPOINT):
-                (self.folder / name).unlink(missing_ok=True)
+        if self.folder is None or not self.folder.exists():
+            return
+        for path in self.folder.iterdir():
+            if path.name not in (self.found or ()):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if self.found is None:
+            self.folder.rmdir()
 
     def epoch(self, epoch: int) -> None:
         """Train, evaluate, save. The explicit events, because a checkpoint belongs between two epochs."""

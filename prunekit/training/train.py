@@ -69,7 +69,8 @@ def train(
     """
     folder = None if run_dir is None else Path(run_dir)
     must_be_trainable(application)
-    checkpoint, is_new = _checkpoint(folder, resume), folder is not None and not folder.exists()
+    checkpoint = _checkpoint(folder, resume)
+    found = None if folder is None or not folder.exists() else frozenset(path.name for path in folder.iterdir())
     warn = Warnings(on_warning or (lambda text: warnings.warn(text, stacklevel=4)))
     trace = Trace(folder, trace_level, logger=warn)
     if device is not None:
@@ -77,7 +78,7 @@ def train(
     options = {"epochs": epochs, "trace": trace, "plugins": load_plugins(trust), "listeners": listeners}
     scheduler = scheduler_of(_schedule(schedule), application, **options)
     run = Run(application, scheduler, trace, folder, {**(settings or {}), "epochs": epochs, "seed": seed})
-    run.is_new, run.on_epoch, run.on_minibatch = is_new, on_epoch, on_minibatch
+    run.found, run.on_epoch, run.on_minibatch = found, on_epoch, on_minibatch
     with run.watched():
         run.begin(checkpoint, seed)
         return run.until(epochs)
