@@ -12,8 +12,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from prunekit.cli.console import print_traceback, usage_error
-from prunekit.errors import nearest, shortened
+from prunekit.cli.console import FAILED, print_error, print_traceback, usage_error
+from prunekit.errors import ApplicationError, nearest, shortened
 
 if TYPE_CHECKING:
     from prunekit.training.application import Application
@@ -27,6 +27,7 @@ def load_application(spec: str, seed: int) -> Application:
     """
     from prunekit.training.application import Application
     from prunekit.training.checkpoint import seed_everything
+    from prunekit.training.complaints import must_fit_together
 
     function = _function(spec)
     arguments = {"seed": seed} if "seed" in inspect.signature(function).parameters else {}
@@ -42,14 +43,20 @@ def load_application(spec: str, seed: int) -> Application:
         raise _failed(f"{spec!r} failed", error) from error
     if not isinstance(application, Application):
         raise usage_error(f"--app: {spec!r} must return prunekit.Application, got {shortened(application, 80)}")
+    try:
+        must_fit_together(application)
+    except ApplicationError as error:
+        print_error(complaint_about(spec, error))
+        raise SystemExit(FAILED) from None
     return application
 
 
-def place_of_application(spec: str) -> str:
-    """`file:line` of the function that gives it."""
+def complaint_about(spec: str, error: ApplicationError) -> str:
+    """What is wrong with an application, by its name; where nothing is known of the place, its function is that."""
     from prunekit.training.complaints import place_of
 
-    return place_of(_function(spec))
+    error.application, error.place = f"application {spec!r}", error.place or place_of(_function(spec))
+    return f"error: {error}"
 
 
 def _function(spec: str) -> Callable[..., Any]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from prunekit.cli.application import load_application, place_of_application
+from prunekit.cli.application import complaint_about, load_application
 from prunekit.cli.console import FAILED, INTERRUPTED, TRACEBACK, errors_shown, print_error, print_traceback
 from prunekit.cli.run_options import RunOptions, run_options
 from prunekit.cli.trust import trust_of, trust_options, warn_of_unknown_disabled_names
@@ -111,10 +111,9 @@ def _train(
         except Exception as error:
             display.stop()
             if wrong := complaint(error):
-                wrong.application = f"application {options.app!r}"
-                wrong.place = wrong.place or place_of_application(options.app)
                 print_traceback()
-                print_error(f"error: {label}{wrong}", *([] if wrong is error else _where_is_all(run_dir)))
+                said = complaint_about(options.app, wrong)
+                print_error(f"{label}{said}", *([] if wrong is error else _where_is_all(run_dir)))
             elif isinstance(error, PrunekitError):
                 raise
             else:

@@ -95,11 +95,20 @@ def must_be_trainable(application: Application) -> None:
     Raises:
         ApplicationError: it can't.
     """
-    _must_have_model(application.model)
-    _must_have_optimizers(application)
+    must_fit_together(application)
     _must_have_a_loss(application)
     _must_have_loaders(application)
     _must_have_numbers(application)
+
+
+def must_fit_together(application: Application) -> None:
+    """Whether an application has a model and optimizers of that model: all that a schedule needs to be checked.
+
+    Raises:
+        ApplicationError: it has not.
+    """
+    _must_have_model(application.model)
+    _must_have_optimizers(application)
 
 
 def _must_have_model(model: object) -> None:
@@ -147,6 +156,9 @@ def _must_have_loaders(application: Application) -> None:
         loader = getattr(application, part)
         if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
             raise ApplicationError(part, f"must give batches, such as a DataLoader, got {shortened(loader)}")
+        if hasattr(loader, "__next__"):
+            what = f"must give its batches in every epoch, and a {type(loader).__name__} gives them once"
+            raise ApplicationError(part, what)
     try:
         length = len(application.train_loader)  # type: ignore[arg-type]
     except TypeError as error:

@@ -55,7 +55,8 @@ class Sums:
         """Add numbers or tensors, each so many times."""
         for name, value in values.items():
             value = value.detach() if isinstance(value, Tensor) else value
-            self._sums[name] = self._sums[name] + value * weight if name in self._sums else value * weight
+            value = value if weight == 1 else value * weight
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
 
     def tensor(self, name: str) -> Tensor:
         """One of them, as it is on the device."""

@@ -18,7 +18,7 @@ from prunekit.errors import ApplicationError, StateError
 from prunekit.scheduler import CompressionScheduler
 from prunekit.training.application import Application, device_of
 from prunekit.training.average import Average, put_into
-from prunekit.training.complaints import must_have_gradient, place_of
+from prunekit.training.complaints import blaming, must_have_gradient, place_of
 from prunekit.training.losses import BatchLoss, loss_of, must_be_finite
 
 
@@ -30,7 +30,7 @@ class Updates:
         scheduler: whose terms are added to the loss, once in each mini-batch.
 
     Attributes:
-        begun: whether the optimizers have been asked for a step.
+        begun: whether there has been a step.
         average: of the parameters, where the application wants one.
     """
 
@@ -63,9 +63,11 @@ class Updates:
         if not self.begun:
             must_be_finite(loss, self.application)
         gathered = min(self.application.accumulate, max(minibatches - minibatch + place, 1))
-        self._go_backward(loss, gathered)
+        with blaming("loss" if self.application.step is None else "step"):
+            self._go_backward(loss, gathered)
         if place + 1 == gathered:
-            self._step()
+            with blaming("optimizer"):
+                self._step()
         return loss
 
     def must_have_stepped(self, minibatches: int, promised: int) -> None:
@@ -141,7 +143,6 @@ class Updates:
         return self._scaler.scale(loss / gathered if gathered > 1 else loss)
 
     def _step(self) -> None:
-        self.begun = True
         optimizers = self.application.optimizers.values()
         if self.application.clip_norm is not None:
             for optimizer in optimizers:
@@ -150,6 +151,7 @@ class Updates:
         for optimizer in optimizers:
             self._scaler.step(optimizer)
         self._scaler.update()
+        self.begun = True
         # A step whose scaled gradients overflowed was left out.
         if self.average is not None and self.scheduler.progress.stepped:
             self.average.update()

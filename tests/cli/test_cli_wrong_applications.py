@@ -36,6 +36,25 @@ def app():
 
 def changed(app):
 """
+MORE = """
+
+class Unsized:
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+class Refuses(torch.autograd.Function):
+    @staticmethod
+    def forward(context, loss):
+        return loss.clone()
+
+    @staticmethod
+    def backward(context, gradient):
+        raise ValueError("no way back")
+"""
 SCHEDULE = """\
 version: 1
 pruners:
@@ -71,9 +90,18 @@ WRONG = {
     "app.train_loader = 7": "tiny.py:10: {app}: train_loader: must give batches, such as a DataLoader, got 7",
     "app.test_loader = None": "tiny.py:10: {app}: test_loader: must give batches, such as a DataLoader, got None",
     "app.train_loader = []": "tiny.py:10: {app}: train_loader: is empty: there is nothing to train on",
-    "app.train_loader = (batch for batch in app.train_loader)": (
+    "app.train_loader = Unsized(app.train_loader)": (
         "tiny.py:10: {app}: train_loader: must have a length, by which an epoch is divided "
-        "(TypeError: object of type 'generator' has no len())"
+        "(TypeError: object of type 'Unsized' has no len())"
+    ),
+    "app.test_loader = (batch for batch in [])": (
+        "tiny.py:10: {app}: test_loader: must give its batches in every epoch, and a generator gives them once"
+    ),
+    "app.loss = lambda outputs, targets: Refuses.apply(outputs.sum())": (
+        "tiny.py:39: {app}: loss: ValueError: no way back\n{shows}"
+    ),
+    "app.optimizer.register_step_pre_hook(lambda *_: nothing)": (
+        "tiny.py:20: {app}: optimizer: NameError: name 'nothing' is not defined\n{shows}"
     ),
     "app.train_loader = [{'x': 1, 'y': 2}]": (
         "tiny.py:10: {app}: train_loader: gives a dict of 'x', 'y', and loss takes pairs (inputs, targets); "
@@ -153,7 +181,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def run(change: str, *arguments: str) -> Result:
     sys.modules.pop("tiny", None)
-    Path("tiny.py").write_text(f"{APP}    {change}\n    return app\n")
+    Path("tiny.py").write_text(f"{APP}    {change}\n    return app\n{MORE}")
     return CliRunner().invoke(prunekit, ["train", "half.yaml", "--app", "tiny:app", "--run-dir", "run", *arguments])
 
 
