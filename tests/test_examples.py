@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file
 
 from prunekit.cli.group import prunekit
 from prunekit.training.checkpoint import BEST, load_checkpoint
@@ -31,3 +33,8 @@ def test_dict_batches_two_losses_and_an_average_train_from_the_command_line(
     best = load_checkpoint(tmp_path / "run" / BEST)
     assert set(best["average"]) == {f"{part}.{name}" for part in ("encoder", "decoder", "classifier")
                                     for name in ("weight", "bias")}  # fmt: skip
+    exported = CliRunner().invoke(prunekit, ["export", f"{run}/{BEST}", "--to", "safetensors"])
+    assert exported.exit_code == 0, exported.output
+    encoder = load_file(tmp_path / "run" / "model.safetensors")["encoder.weight"]
+    average = best["average"]["encoder.weight"]
+    assert torch.equal(encoder, average * best["scheduler"]["masks"]["encoder.weight"]["pruned"])
