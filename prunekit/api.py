@@ -4,6 +4,7 @@
 from prunekit.components.loss_term import LossComponent as LossComponent, PolicyLoss as PolicyLoss
 from prunekit.components.origin import MaskChange as MaskChange, Origin as Origin
 from prunekit.errors import (
+    ApplicationError as ApplicationError,
     ArgumentError as ArgumentError,
     PluginError as PluginError,
     Problem as Problem,

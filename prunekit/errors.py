@@ -19,6 +19,27 @@ class StateError(PrunekitError):
     """A saved state does not fit the scheduler that was asked to load it."""
 
 
+class ApplicationError(PrunekitError):
+    """An application that can't be trained: which part of it, what that is or gave, and what would be right.
+
+    >>> print(ApplicationError("loss", "must give a scalar, got a tensor of shape (4,)", "app.py:7"))
+    app.py:7: application: loss: must give a scalar, got a tensor of shape (4,)
+
+    Attributes:
+        part: the attribute of `Application`.
+        message: what is wrong with it.
+        place: `file:line` of its code, where that is known.
+        application: what it is called.
+    """
+
+    def __init__(self, part: str, message: str, place: str = "") -> None:
+        super().__init__(part, message, place)
+        self.part, self.message, self.place, self.application = part, message, place, "application"
+
+    def __str__(self) -> str:
+        return ": ".join(text for text in (self.place, self.application, self.part, self.message) if text)
+
+
 class ArgumentError(PrunekitError, ValueError):
     """A constructor argument that its type allows and its meaning does not.
 

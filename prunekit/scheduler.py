@@ -33,6 +33,7 @@ from prunekit.engine.order import Order
 from prunekit.engine.policies import Policy
 from prunekit.engine.quantizers import Quantizers
 from prunekit.engine.spellings import also_spelled, must_be_metrics, must_be_optimizer
+from prunekit.engine.stage import Stage, stage_of
 from prunekit.engine.state import check_fit, fingerprint, fitting_masks, renamed, stateful
 from prunekit.engine.windows import Windows
 from prunekit.errors import Problem, PrunekitError, ScheduleError, dotted
@@ -184,6 +185,11 @@ class CompressionScheduler:
     def progress(self) -> Progress:
         """Where training stands."""
         return self._clock.progress
+
+    @property
+    def stage(self) -> Stage:
+        """How far compression has come: `dense`, `partial` or `final` (every window has ended or is at its target)."""
+        return stage_of(self._policies, self.model, self._masks, self.progress, self._next_epoch)
 
     @property
     def changes(self) -> Mapping[str, list[tuple[int, MaskChange]]]:

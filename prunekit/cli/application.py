@@ -6,15 +6,14 @@ import importlib
 import inspect
 import pkgutil
 import sys
-import traceback
 from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from prunekit.cli.console import print_error, usage_error
-from prunekit.errors import nearest, shortened
+from prunekit.cli.console import FAILED, print_error, print_traceback, usage_error
+from prunekit.errors import ApplicationError, nearest, shortened
 
 if TYPE_CHECKING:
     from prunekit.training.application import Application
@@ -28,6 +27,7 @@ def load_application(spec: str, seed: int) -> Application:
     """
     from prunekit.training.application import Application
     from prunekit.training.checkpoint import seed_everything
+    from prunekit.training.complaints import must_fit_together
 
     function = _function(spec)
     arguments = {"seed": seed} if "seed" in inspect.signature(function).parameters else {}
@@ -40,11 +40,23 @@ def load_application(spec: str, seed: int) -> Application:
     try:
         application = function(**arguments)
     except Exception as error:
-        print_error(traceback.format_exc())
-        raise usage_error(f"--app: {spec!r} failed: {type(error).__name__}: {error}") from error
+        raise _failed(f"{spec!r} failed", error) from error
     if not isinstance(application, Application):
         raise usage_error(f"--app: {spec!r} must return prunekit.Application, got {shortened(application, 80)}")
+    try:
+        must_fit_together(application)
+    except ApplicationError as error:
+        print_error(complaint_about(spec, error))
+        raise SystemExit(FAILED) from None
     return application
+
+
+def complaint_about(spec: str, error: ApplicationError) -> str:
+    """What is wrong with an application, by its name; where nothing is known of the place, its function is that."""
+    from prunekit.training.complaints import place_of
+
+    error.application, error.place = f"application {spec!r}", error.place or place_of(_function(spec))
+    return f"error: {error}"
 
 
 def _function(spec: str) -> Callable[..., Any]:
@@ -74,16 +86,19 @@ def _module(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         # The module is there, and something that it imports is not.
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            raise _failed(name, error) from error
+            raise _failed(f"module {name!r} can't be imported", error) from error
         missing = error.name
     except Exception as error:
-        raise _failed(name, error) from error
+        raise _failed(f"module {name!r} can't be imported", error) from error
     raise usage_error(f"--app: no module {missing!r}{_known(missing, _modules(missing.rpartition('.')[0]))}")
 
 
-def _failed(name: str, error: Exception) -> SystemExit:
-    print_error(traceback.format_exc())
-    return usage_error(f"--app: module {name!r} can't be imported: {type(error).__name__}: {error}")
+def _failed(what: str, error: Exception) -> SystemExit:
+    from prunekit.training.complaints import in_one_line, own_frame
+
+    print_traceback()
+    parts = own_frame(error), f"--app: {what}", in_one_line(error)
+    return usage_error(": ".join(part for part in parts if part))
 
 
 def _modules(package: str) -> Iterable[str]:

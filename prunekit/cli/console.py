@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -12,6 +14,9 @@ import rich_click as click
 if TYPE_CHECKING:
     from rich.console import Console, JustifyMethod
     from rich.table import Table
+
+TRACEBACK = "PRUNEKIT_TRACEBACK"
+"""The environment variable with which errors of an application are shown with their traceback."""
 
 FAILED, USAGE_ERROR, INTERRUPTED = 1, 2, 130
 """Exit codes: something is wrong with what was asked for; it was asked for wrongly; Ctrl-C."""
@@ -60,6 +65,12 @@ def print_error(*lines: str) -> None:
     """Say something on standard error."""
     for line in lines:
         click.echo(line, err=True)
+
+
+def print_traceback() -> None:
+    """Say all of the exception at hand, where the environment variable asks for it."""
+    if os.environ.get(TRACEBACK):
+        print_error(traceback.format_exc())
 
 
 def usage_error(message: str) -> SystemExit:

@@ -12,6 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from prunekit.cli.console import new_console, print_error
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from prunekit.training.results import EpochResult, MinibatchResult
 
 SECONDS_BETWEEN_LOOKS = 0.1
@@ -54,9 +56,11 @@ class Display:
         """An epoch has ended: its line."""
         self._accuracy = result.accuracy
         accuracy = "" if result.accuracy is None else f"  accuracy {result.accuracy:.2%}"
+        metrics = "".join(f"  {name} {value:.4g}" for name, value in result.metrics.items())
         self._print(
-            f"{self.label}epoch {result.epoch}/{self.last}  train loss {result.train_loss:.4f}  loss {result.loss:.4f}"
-            f"{accuracy}  {_rate(result.learning_rate)}  sparsity {result.sparsity:.3f}  {result.seconds:.1f} s"
+            f"{self.label}epoch {result.epoch}/{self.last}  train loss {result.train_loss:.4f}"
+            f"{_parts(result.train_parts)}  loss {result.loss:.4f}{_parts(result.parts)}{accuracy}{metrics}"
+            f"  {_rate(result.learning_rate)}  sparsity {result.sparsity:.3f}  {result.seconds:.1f} s"
         )
 
     def on_minibatch(self, result: MinibatchResult) -> None:
@@ -86,3 +90,8 @@ class Display:
 
 def _rate(rate: float | None) -> str:
     return "lr of its own" if rate is None else f"lr {rate:.4g}"
+
+
+def _parts(parts: Mapping[str, float]) -> str:
+    """What a loss is the sum of."""
+    return f" ({', '.join(f'{name} {value:.4f}' for name, value in parts.items())})" if parts else ""

@@ -22,7 +22,7 @@ _FASTER = 1.05
 
 
 @click.command()
-@click.argument("run", metavar="RUN", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("run", metavar="RUN", type=click.Path(exists=True, path_type=Path))
 @click.option("--to", "form", type=click.Choice(list(FILES)), required=True, help="The file's format.")
 @click.option("--out", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path), help="Default: in RUN.")
 @click.option("--app", metavar="MODULE:FUNCTION", help="Default: the one that RUN has trained.")
@@ -40,11 +40,12 @@ def export(
     """Write the model of RUN as its forward pass is: masked and quantized.
 
     safetensors holds its state, onnx a graph for onnxruntime and the like, torchao its state with torchao's quantized
-    tensors. A model that nothing quantizes can be exported too.
+    tensors. A model that nothing quantizes can be exported too. RUN is a run's folder, or a checkpoint in it:
+    RUN/best.pt.
     """
     if integers and form != "safetensors":
         raise usage_error("--integers is for safetensors; the other formats hold whole numbers anyway")
-    path = out or run / FILES[form]
+    path = out or (run if run.is_dir() else run.parent) / FILES[form]
     with errors_shown():
         from prunekit.export import compressed_run
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from prunekit.training.results import Baseline, Change, ParameterResult, TrainingResult
+    from prunekit.training.results import Baseline, Best, Change, ParameterResult, TrainingResult
 
 _COLUMNS = ("parameter", "shape", "dense", "non-zero", "sparsity", "by", "epochs")
 
@@ -56,6 +56,10 @@ def summary(result: TrainingResult) -> list[str]:
     """Accuracy (or loss), dense and pruned, time, and where the trace lies."""
     what = "loss" if result.accuracy is None else "accuracy"
     lines = [f"dense {what}: {_dense(result.dense)}", f"pruned {what}: {_value(result.loss, result.accuracy)}"]
+    if result.stage == "partial":
+        lines[-1] += " (partial: training has ended before a window has)"
+    if result.best is not None:
+        lines.append(f"best {what}: {_best(result.best)}")
     lines += [f"warning: {ending}" for ending in result.endings]
     lines.append(f"wall time: {result.seconds:.1f} s")
     if result.trace is not None:
@@ -72,6 +76,11 @@ def _dense(dense: Baseline | None) -> str:
         return "n/a, pruning began at epoch 0; use --dense-baseline"
     how = "a twin trained without pruning" if dense.epoch is None else f"epoch {dense.epoch}, the last before pruning"
     return f"{_value(dense.loss, dense.accuracy)} ({how})"
+
+
+def _best(best: Best) -> str:
+    where = "" if best.path is None else f": {best.path}"
+    return f"{_value(best.loss, best.accuracy)} (epoch {best.epoch}, {best.stage}{where})"
 
 
 def _value(loss: float, accuracy: float | None) -> str:

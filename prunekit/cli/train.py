@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import signal
 import threading
@@ -14,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import rich_click as click
 
-from prunekit.cli.application import load_application
-from prunekit.cli.console import FAILED, INTERRUPTED, errors_shown, print_error
+from prunekit.cli.application import complaint_about, load_application
+from prunekit.cli.console import FAILED, INTERRUPTED, TRACEBACK, errors_shown, print_error, print_traceback
 from prunekit.cli.run_options import RunOptions, run_options
 from prunekit.cli.trust import trust_of, trust_options, warn_of_unknown_disabled_names
 
@@ -91,6 +92,7 @@ def _train(
 ) -> TrainingResult:
     from prunekit.cli.display import Display
     from prunekit.errors import PrunekitError
+    from prunekit.training.complaints import complaint
     from prunekit.training.loop import TrainingInterrupted
     from prunekit.training.train import train as run
 
@@ -119,13 +121,27 @@ def _train(
             print_error(f"{label}interrupted in {where}: {interrupt.epochs_done} of {epochs} epochs are complete")
             _print_how_to_resume(options.run_dir)
             raise SystemExit(INTERRUPTED) from None
-        except PrunekitError:
-            raise
         except Exception as error:
             display.stop()
-            print_error(traceback.format_exc(), f"{label}failed: {type(error).__name__}: {error}")
-            _print_how_to_resume(options.run_dir)
+            if wrong := complaint(error):
+                print_traceback()
+                said = complaint_about(options.app, wrong)
+                print_error(f"{label}{said}", *([] if wrong is error else _where_is_all(run_dir)))
+            elif isinstance(error, PrunekitError):
+                raise
+            else:
+                print_error(traceback.format_exc(), f"{label}failed: {type(error).__name__}: {error}")
+                _print_how_to_resume(options.run_dir)
             raise SystemExit(FAILED) from None
+
+
+def _where_is_all(run_dir: Path) -> list[str]:
+    """Where the traceback of an application is; a run that came to nothing has left no trace."""
+    from prunekit.trace import FILE_NAME
+
+    if (run_dir / FILE_NAME).exists():
+        return [f"its traceback: prunekit trace {shlex.quote(str(run_dir))} --level error"]
+    return [] if os.environ.get(TRACEBACK) else [f"its traceback: {TRACEBACK}=1 shows it"]
 
 
 def _dense_twin(options: RunOptions) -> Baseline:

@@ -80,7 +80,7 @@ def check(
     from prunekit.schedule.yaml_source import Source
 
     schedule = parse(Source.from_file(path))
-    model, optimizers = (None, []) if application is None else (application.model, [application.optimizer])
+    model, optimizers = (None, []) if application is None else (application.model, [*application.optimizers.values()])
     steps_per_epoch = 0 if application is None else application.steps_per_epoch
     built = build(schedule, plugins.registry, model, optimizers, epochs, steps_per_epoch)
     errors = dict.fromkeys([*schedule.problems(), *built.problems, *plugins.problems])

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch.optim import Optimizer
-from torch.utils.hooks import RemovableHandle
 
 from prunekit.components.pruner import Observing
 from prunekit.engine.policies import LRPolicy, Policy, PruningPolicy, RegularizationPolicy

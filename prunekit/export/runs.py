@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from prunekit.errors import PrunekitError, StateError
+import torch
+
+from prunekit.errors import ApplicationError, PrunekitError, StateError
 from prunekit.export.compressed import Compressed, compressed
 from prunekit.export.measure import state_bytes
 from prunekit.plugins.loading import load_plugins
@@ -15,8 +17,11 @@ from prunekit.plugins.trust import Trust
 from prunekit.schedule.schedule import Schedule
 from prunekit.scheduler import CompressionScheduler
 from prunekit.trace import Trace
-from prunekit.training.application import Application, device_of, to_device
+from prunekit.training.application import Application, device_of, scheduler_of, to_device
+from prunekit.training.average import put_into
 from prunekit.training.checkpoint import load_checkpoint
+from prunekit.training.complaints import must_be_pair, place_of
+from prunekit.training.losses import go_forward
 
 
 @contextmanager
@@ -45,15 +50,11 @@ def restored_run(
 ) -> CompressionScheduler:
     """A run's scheduler and its application's model as the checkpoint has them."""
     schedule = Schedule.from_text(checkpoint["scheduler"]["schedule"], place)
-    scheduler = CompressionScheduler(
-        schedule,
-        application.model,
-        application.optimizer,
-        trace=Trace(level="error", logger=None),
-        plugins=load_plugins(trust),
-    )
+    trace, plugins = Trace(level="error", logger=None), load_plugins(trust)
+    scheduler = scheduler_of(schedule, application, trace=trace, plugins=plugins)
     try:
         application.model.load_state_dict(checkpoint["model"])
+        put_into(application.model, checkpoint["average"] or {})
     except RuntimeError as error:
         raise StateError(f"the checkpoint does not fit the application: {error}") from error
     scheduler.load_state_dict(checkpoint["scheduler"])
@@ -62,6 +63,26 @@ def restored_run(
 
 def first_inputs(application: Application) -> Any:
     """The first batch to evaluate on, where the model is."""
-    for inputs, _ in application.test_loader:
-        return to_device(inputs, device_of(application.model))
+    device = device_of(application.model)
+    for batch in application.test_loader:
+        if application.step is None:
+            return to_device(must_be_pair(batch, "test_loader")[0], device)
+        return _seen(application, batch, device)
     raise PrunekitError("the application's test_loader is empty: there is nothing to try the model on")
+
+
+@torch.no_grad()
+def _seen(application: Application, batch: Any, device: torch.device) -> Any:
+    """What `step` gives to the model."""
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    hook = application.model.register_forward_pre_hook(
+        lambda module, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
+    )
+    try:
+        go_forward(application, batch, device, "test_loader")
+    finally:
+        hook.remove()
+    if not calls or len(calls[0][0]) != 1 or calls[0][1]:
+        what = "must call the model with one positional argument for it to be exported"
+        raise ApplicationError("step", what, place_of(application.step))
+    return calls[0][0][0]

@@ -14,16 +14,17 @@ from torch import Tensor
 
 from prunekit.errors import StateError
 
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT, BEST = "checkpoint.pt", "best.pt"
 
 
 def load_checkpoint(run_dir: str | Path, *, mmap: bool = False) -> dict[str, Any]:
-    """The last checkpoint of a run; `mmap` reads no tensor before it is used.
+    """The last checkpoint of a run, or the one in a file (`RUN/best.pt`); `mmap` reads no tensor before it is used.
 
     Raises:
         StateError: there is none, or it can't be read.
     """
-    path = Path(run_dir) / CHECKPOINT
+    path = Path(run_dir)
+    path = path if path.is_file() else path / CHECKPOINT
     if not path.is_file():
         raise StateError(f"no run to resume in {str(run_dir)!r}: there is no {CHECKPOINT}")
     try:
@@ -36,7 +37,10 @@ def load_checkpoint(run_dir: str | Path, *, mmap: bool = False) -> dict[str, Any
     return state
 
 
-_KEYS = {"model", "optimizer", "scheduler", "epoch", "random", "generators", "history", "seconds", "settings"}
+_KEYS = {
+    *("model", "optimizers", "average", "loss_scale", "scheduler", "stage", "epoch"),
+    *("random", "generators", "history", "seconds", "settings"),
+}
 
 
 def seed_everything(seed: int) -> None:

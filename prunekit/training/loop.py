@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,9 +22,29 @@ from prunekit.model.parameters import Parameters
 from prunekit.plugins.lock import LOCK, Lock
 from prunekit.scheduler import CompressionScheduler
 from prunekit.trace import Trace
-from prunekit.training.application import Application, device_of, evaluate, to_device
-from prunekit.training.checkpoint import CHECKPOINT, random_states, replace_file, seed_everything, set_random_states
-from prunekit.training.results import Baseline, Change, EpochResult, MinibatchResult, ParameterResult, TrainingResult
+from prunekit.training.application import Application
+from prunekit.training.checkpoint import (
+    BEST,
+    CHECKPOINT,
+    random_states,
+    replace_file,
+    seed_everything,
+    set_random_states,
+)
+from prunekit.training.complaints import complaint
+from prunekit.training.evaluation import Sums, batches_of, evaluate
+from prunekit.training.results import (
+    Baseline,
+    Best,
+    Change,
+    EpochResult,
+    Evaluation,
+    MinibatchResult,
+    ParameterResult,
+    TrainingResult,
+    best_of,
+)
+from prunekit.training.updates import Updates
 
 
 class TrainingInterrupted(KeyboardInterrupt):
@@ -35,7 +56,13 @@ class TrainingInterrupted(KeyboardInterrupt):
 
 
 class Run:
-    """One run: its parts, and what has come of it so far."""
+    """One run: its parts, and what has come of it so far.
+
+    Attributes:
+        found: the names of what was in its folder before it; None if that was not there.
+    """
+
+    found: frozenset[str] | None = None
 
     on_epoch: Callable[[EpochResult], None] | None = None
     on_minibatch: Callable[[MinibatchResult], None] | None = None
@@ -49,6 +76,7 @@ class Run:
         settings: Mapping[str, Any],
     ) -> None:
         self.application, self.scheduler, self.trace = application, scheduler, trace
+        self.updates = Updates(application, scheduler)
         self.folder, self.settings = folder, dict(settings)
         self.history: list[EpochResult] = []
         self.done, self.seconds_before, self.started = 0, 0.0, time.perf_counter()
@@ -87,6 +115,7 @@ class Run:
         """The epochs that are left, and the end."""
         for epoch in range(self.done, epochs):
             self.epoch(epoch)
+        self.updates.end()
         self.scheduler.on_train_end()
         result = self.result()
         result.write()
@@ -103,52 +132,80 @@ class Run:
             raise TrainingInterrupted(now.epoch, now.minibatch, self.done) from interrupt
         except Exception as error:
             now, text = self.scheduler.progress, f"{type(error).__name__}: {error}"
-            self.trace.error("training failed", **now.trace_keys(), error=text)
+            self.trace.error("training failed", **now.trace_keys(), error=text, exc_info=error)
+            if complaint(error) is not None and not self.updates.begun and self.done == 0:
+                self.remove()
             raise
+
+    def remove(self) -> None:
+        """Nothing has come of the run: leave its folder as it was."""
+        if self.folder is None or not self.folder.exists():
+            return
+        for path in self.folder.iterdir():
+            if path.name not in (self.found or ()):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if self.found is None:
+            self.folder.rmdir()
 
     def epoch(self, epoch: int) -> None:
         """Train, evaluate, save. The explicit events, because a checkpoint belongs between two epochs."""
         start = time.perf_counter()
         self.scheduler.on_epoch_begin(epoch)
-        rate = learning_rates(self.application.optimizer.param_groups)[0]
-        train_loss = self.minibatches(epoch)
-        with self.scheduler.masked():
-            evaluation = evaluate(self.application)
+        self.updates.begin_epoch()
+        rate = learning_rates(self.application.first_optimizer.param_groups)[0]
+        trained = self.minibatches(epoch)
+        evaluation = self.evaluate()
         metrics = {"min": evaluation.loss}
         if evaluation.accuracy is not None:
             metrics["max"] = evaluation.accuracy
         self.scheduler.on_epoch_end(epoch, metrics=metrics)
         sparsity, seconds = self.scheduler.sparsity(), time.perf_counter() - start
-        result = EpochResult(epoch, train_loss, evaluation.loss, evaluation.accuracy, rate, sparsity, seconds)
+        result = EpochResult(
+            epoch=epoch,
+            train_loss=trained.pop("", math.nan),
+            loss=evaluation.loss,
+            accuracy=evaluation.accuracy,
+            learning_rate=rate,
+            sparsity=sparsity,
+            seconds=seconds,
+            stage=self.scheduler.stage,
+            train_parts=trained,
+            parts=evaluation.parts,
+            metrics=evaluation.metrics,
+        )
+        # Once: it stays so, or the line would come with each epoch that follows.
+        if not math.isfinite(result.train_loss) and all(math.isfinite(former.train_loss) for former in self.history):
+            self.trace.warning("training loss is not finite", epoch=epoch, loss=result.train_loss)
         self.history.append(result)
         self.done = self.scheduler.progress.next_epoch
         self.save()
         if self.on_epoch is not None:
             self.on_epoch(result)
 
-    def minibatches(self, epoch: int) -> float:
-        """Train on every mini-batch; the mean loss."""
-        model, optimizer, loader = self.application.model, self.application.optimizer, self.application.train_loader
+    def minibatches(self, epoch: int) -> dict[str, float]:
+        """Train on every mini-batch; the mean loss (named ""), and the means of its parts."""
+        loader, optimizer = self.application.train_loader, self.application.first_optimizer
         # A sampler of several processes shuffles by the epoch that it is told.
         set_epoch = _or_none(attrgetter("sampler.set_epoch"), loader)
         if set_epoch is not None:
             set_epoch(epoch)
-        model.train()
-        device = device_of(model)
-        total, number = torch.zeros((), device=device), 0
+        self.application.model.train()
+        sums, number, of = Sums(), 0, len(loader)  # type: ignore[arg-type]  # checked before training
         sparsity = self.scheduler.sparsity() if self.on_minibatch is not None else 0.0
-        for inputs, targets in self.scheduler.minibatches(loader):
-            optimizer.zero_grad()
-            loss = self.application.loss(model(to_device(inputs, device)), to_device(targets, device))
-            self.scheduler.total_loss(loss).backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+        for batch in self.scheduler.minibatches(batches_of(loader, "train_loader"), of):
+            loss = self.updates.train_on(batch, number, of)
             # Summed up on the device: a float for each mini-batch would wait for it each time.
-            total += loss.detach()
+            sums.add({"": loss.total, **loss.parts})
             number += 1
             if self.on_minibatch is not None:
-                of = self.scheduler.progress.minibatches_per_epoch
-                self.on_minibatch(MinibatchResult(epoch, number - 1, of, sparsity, total, optimizer))
-        return float(total) / number if number else math.nan
+                self.on_minibatch(MinibatchResult(epoch, number - 1, of, sparsity, sums.tensor(""), optimizer))
+        self.updates.must_have_stepped(number, of)
+        return sums.over(number)
+
+    def evaluate(self) -> Evaluation:
+        """How good the model is that a checkpoint is to be judged by."""
+        with self.updates.averaged(), self.scheduler.masked():
+            return evaluate(self.application)
 
     def result(self) -> TrainingResult:
         """What came of all."""
@@ -169,7 +226,15 @@ class Run:
             self.folder,
             self.settings,
             tuple(self.scheduler.endings),
+            self.scheduler.stage,
+            self.best(),
         )
+
+    def best(self) -> Best | None:
+        """The epoch whose checkpoint is kept besides the last one."""
+        best = best_of(self.history)
+        path = None if self.folder is None else self.folder / BEST
+        return None if best is None else Best(best.epoch, best.stage, best.loss, best.accuracy, path)
 
     def changes(self, name: str) -> tuple[Change, ...]:
         """By whose hand a parameter was pruned."""
@@ -198,8 +263,9 @@ class Run:
             return
         state = {
             "model": self.application.model.state_dict(),
-            "optimizer": self.application.optimizer.state_dict(),
+            **self.updates.state_dict(),
             "scheduler": self.scheduler.state_dict(),
+            "stage": self.scheduler.stage,
             "epoch": self.done,
             "random": random_states(),
             "generators": [generator.get_state() for generator in self.generators()],
@@ -209,17 +275,25 @@ class Run:
         }
         self.folder.mkdir(parents=True, exist_ok=True)
         replace_file(self.folder / CHECKPOINT, lambda path: torch.save(state, path))
+        self.keep_best()
+
+    def keep_best(self) -> None:
+        """Keep the last checkpoint beside those that follow if there is none better."""
+        if self.folder is not None and self.history and best_of(self.history) is self.history[-1]:
+            last = self.folder / CHECKPOINT
+            replace_file(self.folder / BEST, lambda path: shutil.copyfile(last, path))
 
     def restore(self, checkpoint: Mapping[str, Any]) -> None:
         """Everything but the random numbers, which come last."""
         try:
             self.application.model.load_state_dict(checkpoint["model"])
-            self.application.optimizer.load_state_dict(checkpoint["optimizer"])
+            self.updates.load_state_dict(checkpoint)
         except (RuntimeError, ValueError, KeyError) as error:
             raise StateError(f"the checkpoint does not fit the application: {error}") from error
         self.scheduler.load_state_dict(checkpoint["scheduler"])
         self.history = [EpochResult(**result) for result in checkpoint["history"]]
         self.done, self.seconds_before = checkpoint["epoch"], checkpoint["seconds"]
+        self.keep_best()  # a run may have been killed before it could
 
     def generators(self) -> list[torch.Generator]:
         """The random number generators that the loaders and their samplers have of their own, each once."""

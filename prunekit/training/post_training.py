@@ -25,9 +25,12 @@ from prunekit.schedule.specs import PolicySpec
 from prunekit.schedule.yaml_source import Source
 from prunekit.scheduler import CompressionScheduler
 from prunekit.trace import FILE_NAME, Trace
-from prunekit.training.application import Application, device_of, evaluate, to_device
+from prunekit.training.application import Application, device_of, scheduler_of
 from prunekit.training.checkpoint import CHECKPOINT
+from prunekit.training.complaints import must_be_trainable
+from prunekit.training.evaluation import batches_of, evaluate
 from prunekit.training.loop import Run, Warnings
+from prunekit.training.losses import go_forward
 from prunekit.training.results import Baseline, EpochResult, TrainingResult
 
 
@@ -64,12 +67,12 @@ def quantize(
     folder = None if run_dir is None else Path(run_dir)
     if folder is not None and ((folder / CHECKPOINT).exists() or (folder / FILE_NAME).exists()):
         raise PrunekitError(f"{str(folder)!r} already holds a run; choose another folder")
+    must_be_trainable(application)
     warn = Warnings(on_warning or (lambda text: warnings.warn(text, stacklevel=4)))
     masks = {} if trained is None else _settle(trained)
     trace = Trace(folder, logger=warn)
     options = {"epochs": 1, "trace": trace, "plugins": load_plugins(trust)}
-    model, optimizer = application.model, application.optimizer
-    scheduler = CompressionScheduler(quantizers_of(schedule), model, optimizer, **options)  # type: ignore[arg-type]
+    scheduler = scheduler_of(quantizers_of(schedule), application, **options)
     # A state is the one way in for masks; all else in it is the scheduler's own.
     scheduler.load_state_dict({**scheduler.state_dict(), "masks": masks})
     before = _float(scheduler, application)
@@ -78,9 +81,11 @@ def quantize(
         _calibrate(scheduler, application, batches)
         after = evaluate(application)
         scheduler.on_epoch_end(0)
-        rate = learning_rates(application.optimizer.param_groups)[0]
+        rate = learning_rates(application.first_optimizer.param_groups)[0]
         run.history = [
-            EpochResult(0, before.loss, after.loss, after.accuracy, rate, scheduler.sparsity(), run.seconds())
+            EpochResult(
+                0, before.loss, after.loss, after.accuracy, rate, scheduler.sparsity(), run.seconds(), scheduler.stage
+            )
         ]
         run.done = 1
         run.save()
@@ -152,5 +157,5 @@ def _calibrate(scheduler: CompressionScheduler, application: Application, batche
         for quantizer in quantizers.values():
             if isinstance(quantizer, Calibrated):
                 stack.enter_context(quantizer.calibration())
-        for inputs, _ in islice(application.train_loader, batches):
-            model(to_device(inputs, device))
+        for batch in islice(batches_of(application.train_loader, "train_loader"), batches):
+            go_forward(application, batch, device, "train_loader")

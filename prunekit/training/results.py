@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from prunekit.engine.stage import STAGES, Stage
 from prunekit.model.optimizer import learning_rates
 from prunekit.trace import FILE_NAME
 from prunekit.training.checkpoint import replace_file
@@ -21,10 +22,19 @@ RESULT = "result.json"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How good a model is: the mean loss, and the fraction of right answers where targets are classes."""
+    """How good a model is.
+
+    Attributes:
+        loss: the mean over samples.
+        accuracy: the fraction of right answers where targets are classes, or what the application calls so.
+        parts: of the loss, by name, where the application gives some.
+        metrics: the application's own.
+    """
 
     loss: float
     accuracy: float | None
+    parts: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -36,9 +46,13 @@ class EpochResult:
         train_loss: mean over the mini-batches, without the terms that policies add.
         loss: of the evaluation after the epoch, with every mask applied.
         accuracy: likewise; None where targets are no classes.
-        learning_rate: of the optimizer's first group during the epoch; None where the optimizer finds it itself.
+        learning_rate: of the first optimizer's first group during the epoch; None where the optimizer finds it itself.
         sparsity: of all parameters together, after the epoch.
         seconds: training and evaluation.
+        stage: how far compression has come after the epoch.
+        train_parts: of `train_loss`, by name, where the application gives some.
+        parts: of `loss`, likewise.
+        metrics: the application's own.
     """
 
     epoch: int
@@ -48,6 +62,10 @@ class EpochResult:
     learning_rate: float | None
     sparsity: float
     seconds: float
+    stage: Stage = "dense"
+    train_parts: Mapping[str, float] = field(default_factory=dict)
+    parts: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,7 +92,7 @@ class MinibatchResult:
 
     @property
     def learning_rate(self) -> float | None:
-        """Of the optimizer's first group; None where the optimizer finds it itself."""
+        """Of the first optimizer's first group; None where the optimizer finds it itself."""
         return learning_rates(self._optimizer.param_groups)[0]
 
 
@@ -116,6 +134,20 @@ class Baseline:
 
 
 @dataclass(frozen=True)
+class Best:
+    """The best of a run's models: of those that are compressed furthest the one with the highest accuracy.
+
+    `path` is where its checkpoint lies, if the run has a folder. Without accuracy it is the one with the lowest loss.
+    """
+
+    epoch: int
+    stage: Stage
+    loss: float
+    accuracy: float | None
+    path: Path | None = None
+
+
+@dataclass(frozen=True)
 class TrainingResult:
     """What came of a run.
 
@@ -129,6 +161,8 @@ class TrainingResult:
         run_dir: the folder with trace, checkpoint and result, if the run has one.
         settings: what the run was started with.
         endings: where it ended otherwise than the schedule's windows: a sparsity not reached, a float model.
+        stage: how far compression has come.
+        best: the epoch whose checkpoint is kept besides the last one.
     """
 
     loss: float
@@ -140,6 +174,8 @@ class TrainingResult:
     run_dir: Path | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     endings: tuple[str, ...] = ()
+    stage: Stage = "dense"
+    best: Best | None = None
 
     @property
     def trace(self) -> Path | None:
@@ -155,6 +191,8 @@ class TrainingResult:
         """All of it as JSON can hold it; numbers that are not finite become None."""
         data = asdict(self)
         data["run_dir"] = None if self.run_dir is None else str(self.run_dir)
+        if self.best is not None and self.best.path is not None:
+            data["best"]["path"] = str(self.best.path)
         for entry, parameter in zip(data["parameters"], self.parameters, strict=True):
             entry["sparsity"] = parameter.sparsity
         data["totals"] = {"pruned": _total(self.pruned), "all": _total(self.parameters)}
@@ -166,6 +204,16 @@ class TrainingResult:
         if self.run_dir is not None:
             text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
             replace_file(self.run_dir / RESULT, lambda path: path.write_text(text + "\n", encoding="utf-8"))
+
+
+def best_of(epochs: Iterable[EpochResult]) -> EpochResult | None:
+    """The best by stage first and by accuracy, or loss, second; of equals the first."""
+    return max(epochs, key=lambda epoch: (STAGES.index(epoch.stage), _goodness(epoch)), default=None)
+
+
+def _goodness(epoch: EpochResult) -> float:
+    value = -epoch.loss if epoch.accuracy is None else epoch.accuracy
+    return -math.inf if math.isnan(value) else value
 
 
 def sparsity_of(parameters: Iterable[ParameterResult]) -> float:

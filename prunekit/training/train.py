@@ -14,11 +14,12 @@ from prunekit.engine.foreign_masks import foreign_masks
 from prunekit.errors import PrunekitError, StateError
 from prunekit.plugins.loading import load_plugins
 from prunekit.plugins.trust import Trust
-from prunekit.schedule.schedule import Schedule
-from prunekit.scheduler import CompressionScheduler
+from prunekit.schedule.schedule import Schedule, parse
+from prunekit.schedule.yaml_source import Source
 from prunekit.trace import FILE_NAME, Level, Trace
-from prunekit.training.application import Application
+from prunekit.training.application import Application, scheduler_of
 from prunekit.training.checkpoint import CHECKPOINT, load_checkpoint
+from prunekit.training.complaints import must_be_trainable
 from prunekit.training.loop import Run, Warnings
 from prunekit.training.results import EpochResult, MinibatchResult, TrainingResult
 
@@ -44,11 +45,11 @@ def train(
     """Train an application's model under a schedule.
 
     Args:
-        application: model, optimizer, data and loss; changed in place.
+        application: model, optimizers, data and loss; changed in place.
         schedule: the schedule, or the YAML file or dict to read it from.
         epochs: the length of the run.
-        run_dir: the folder for trace, checkpoints (one before the first epoch and one after each) and result.
-            Without it nothing is written.
+        run_dir: the folder for trace, checkpoints (one before the first epoch and one after each; the best one
+            stays) and result. Without it nothing is written.
         seed: for the random numbers of torch, numpy and Python, set before training; None leaves them as they are.
         device: where to train; where the model is, by default.
         trace_level: at `debug` each hook implementation leaves a line.
@@ -65,20 +66,24 @@ def train(
     Raises:
         ScheduleError: every problem in the schedule and in how it fits the model; nothing has been trained or written.
         StateError: there is no checkpoint to resume from, or it belongs to another run; or the masks do not fit.
+        ApplicationError: the application can't be trained; what it raises itself gets a note that says in which part.
+            Before the first step, nothing is left of the run.
         PrunekitError: the folder already holds another run.
         TrainingInterrupted: Ctrl-C (a KeyboardInterrupt); the trace's last line says where.
     """
     folder = None if run_dir is None else Path(run_dir)
+    must_be_trainable(application)
     checkpoint, foreign = _checkpoint(folder, resume), _foreign_masks(masks_from, application, resume)
+    found = None if folder is None or not folder.exists() else frozenset(path.name for path in folder.iterdir())
     warn = Warnings(on_warning or (lambda text: warnings.warn(text, stacklevel=4)))
     trace = Trace(folder, trace_level, logger=warn)
     if device is not None:
         application.model.to(device)
     options = {"epochs": epochs, "trace": trace, "plugins": load_plugins(trust), "listeners": listeners}
     options["steps_per_epoch"] = application.steps_per_epoch
-    scheduler = _scheduler(schedule, application, **options)
+    scheduler = scheduler_of(_schedule(schedule), application, **options)
     run = Run(application, scheduler, trace, folder, {**(settings or {}), "epochs": epochs, "seed": seed})
-    run.on_epoch, run.on_minibatch = on_epoch, on_minibatch
+    run.found, run.on_epoch, run.on_minibatch = found, on_epoch, on_minibatch
     with scheduler, run.watched():
         run.begin(checkpoint, seed, foreign)
         return run.until(epochs)
@@ -128,12 +133,8 @@ def _foreign_masks(run_dir: str | Path | None, application: Application, resume:
     return state
 
 
-def _scheduler(
-    schedule: Schedule | str | Path | Mapping[str, Any], application: Application, **options: Any
-) -> CompressionScheduler:
-    model, optimizer = application.model, application.optimizer
+def _schedule(schedule: Schedule | str | Path | Mapping[str, Any]) -> Schedule:
+    """The schedule as far as it can be read; its problems are told by the scheduler, with its own."""
     if isinstance(schedule, Schedule):
-        return CompressionScheduler(schedule, model, optimizer, **options)
-    if isinstance(schedule, Mapping):
-        return CompressionScheduler.from_dict(schedule, model, optimizer, **options)
-    return CompressionScheduler.from_yaml(schedule, model, optimizer, **options)
+        return schedule
+    return parse(Source.from_data(schedule) if isinstance(schedule, Mapping) else Source.from_file(schedule))

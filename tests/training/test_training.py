@@ -20,8 +20,9 @@ from torch.utils.data import DataLoader, Dataset
 from prunekit import PrunekitError, Schedule, ScheduleError, StateError
 from prunekit.plugins.lock import LOCK
 from prunekit.trace import read
-from prunekit.training.application import Application, evaluate
-from prunekit.training.checkpoint import CHECKPOINT, load_checkpoint, seed_everything
+from prunekit.training.application import Application
+from prunekit.training.checkpoint import BEST, CHECKPOINT, load_checkpoint, seed_everything
+from prunekit.training.evaluation import evaluate
 from prunekit.training.loop import TrainingInterrupted
 from prunekit.training.results import RESULT, Baseline, Change, MinibatchResult
 from prunekit.training.train import default_epochs, dense_schedule, train
@@ -198,7 +199,7 @@ def test_a_run_leaves_a_trace_a_checkpoint_and_its_result(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], no_listeners: None
 ) -> None:
     result = train(application(), agp(), 6, run_dir=tmp_path / "run", seed=3, settings={"app": "x:y"})
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [CHECKPOINT, LOCK, RESULT, "trace.jsonl"]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [BEST, CHECKPOINT, LOCK, RESULT, "trace.jsonl"]
     assert json.loads((tmp_path / "run" / RESULT).read_text()) == json.loads(json.dumps(result.to_dict()))
     assert result.to_dict()["totals"]["pruned"] == {"parameters": 1, "dense": 48, "nonzero": 12, "sparsity": 0.75}
     assert result.to_dict()["settings"] == {"app": "x:y", "epochs": 6, "seed": 3}
@@ -211,7 +212,8 @@ def test_a_checkpoint_holds_plain_data_and_tensors(tmp_path: Path) -> None:
     state = torch.load(tmp_path / CHECKPOINT, weights_only=True)
     assert (state["epoch"], state["settings"]) == (2, {"epochs": 2, "seed": 3})
     assert set(state) == {
-        "model", "optimizer", "scheduler", "epoch", "random", "generators", "history", "seconds", "settings",
+        "model", "optimizers", "average", "loss_scale", "scheduler", "stage", "epoch",
+        "random", "generators", "history", "seconds", "settings",
     }  # fmt: skip
 
 
@@ -231,9 +233,12 @@ def test_a_checkpoint_that_fails_leaves_the_one_before_it_whole(
 
 
 def test_numbers_that_are_not_finite_are_null_in_the_result(tmp_path: Path, no_listeners: None) -> None:
-    run = application(loss=lambda outputs, targets: outputs.sum() * float("nan"))
-    train(run, agp(0, 1), 1, run_dir=tmp_path, seed=0)
+    factors = iter([1.0, *[float("nan")] * 9])
+    run = application(loss=lambda outputs, targets: outputs.sum() * next(factors))
+    told: list[str] = []
+    train(run, agp(0, 1), 1, run_dir=tmp_path, seed=0, on_warning=told.append)
     assert json.loads((tmp_path / RESULT).read_text())["loss"] is None
+    assert told == ["training loss is not finite: epoch 0, loss nan"]
 
 
 def test_a_schedule_with_problems_trains_and_writes_nothing(tmp_path: Path) -> None:
