@@ -59,7 +59,8 @@ def _cut_off(policy: Policy, length: tuple[int, int]) -> str:
     asked = policy.component.sparsity_at(policy.window, policy.window.closing)
     if reached == asked:
         return ""
-    return f"a run of {length[0]} epochs cuts it off: {policy.name!r} comes to sparsity {reached:.4g} and not to {asked:.4g}"
+    comes_to = f"{policy.name!r} comes to sparsity {reached:.4g} and not to {asked:.4g}"
+    return f"a run of {length[0]} epochs cuts it off: {comes_to}"
 
 
 def _float(policy: Policy, policies: Iterable[Policy], length: tuple[int, int]) -> str:

@@ -118,9 +118,8 @@ class QuantizedForward:
 @contextmanager
 def left_by_others(model: Module) -> Iterator[None]:
     """What other schedulers have left quantized is as it was: from here on, or where the block raises, within it."""
-    quantized = [
-        (module, _own_class(module), vars(module)[_WEIGHTS]) for module in model.modules() if _is_changed(module)
-    ]
+    changed = [module for module in model.modules() if _WEIGHTS in vars(module)]
+    quantized = [(module, _own_class(module), vars(module)[_WEIGHTS]) for module in changed]
     for module, own, _ in quantized:
         _exchange(module, own, _original(own))
         del vars(module)[_WEIGHTS]
@@ -131,10 +130,6 @@ def left_by_others(model: Module) -> Iterator[None]:
             _exchange(module, _original(own), own)
             vars(module)[_WEIGHTS] = weights
         raise
-
-
-def _is_changed(module: Module) -> bool:
-    return _WEIGHTS in vars(module)
 
 
 def _own_class(module: Module) -> type[Module]:
