@@ -349,13 +349,14 @@ class CompressionScheduler:
             PrunekitError: it has not begun, or the scheduler is closed.
         """
         must_be_metrics(metrics)
+        if optimizer is not None:
+            must_be_optimizer(optimizer)
         self._order.end_epoch(epoch)
         # Before anything has happened: an event that fails half-way can't be told again.
         self._windows.must_have_metrics(metrics, self.progress._replace(epoch=epoch))
         self._clock.end_epoch(epoch)
         self._take(optimizer)
-        if metrics is None:
-            self._order.missed_metrics(without_metrics(self._policies, self.progress))
+        self._order.missed_metrics(without_metrics(self._policies, metrics, self.progress))
         self._fire("on_epoch_end", metrics=metrics)
         if self._order.minibatch >= 0 or self._clock.stepped:
             self._order.missed_terms(self._ledger.terms_not_in_loss())
@@ -386,6 +387,11 @@ class CompressionScheduler:
         self._detach()
         self._begun = False
         self._order.close()
+
+    def give_way(self) -> None:
+        """Close it for one that was made later: weights are left as they are, since they may be new ones by now."""
+        self._masks.abandon()
+        self.close()
 
     def __enter__(self) -> Self:
         return self

@@ -193,6 +193,7 @@ OverTime = Annotated[T | Change, Varies()]
 def varies(annotation: Any) -> bool:
     """Whether something in an argument of this type may change while the window passes.
 
+    >>> from prunekit.components.types import PerParameter
     >>> varies(PerParameter[OverTime[Sparsity]]), varies(Sparsity)
     (True, False)
     """

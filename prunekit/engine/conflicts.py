@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -82,10 +82,10 @@ def missed(policies: Iterable[Policy], skipped: range) -> list[str]:
     return [str(policy.origin) for policy in policies if any(policy.window.is_last(moment) for moment in moments)]
 
 
-def without_metrics(policies: Iterable[Policy], now: Progress) -> list[str]:
-    """The policies to come that will need metrics when their epochs end."""
+def without_metrics(policies: Iterable[Policy], metrics: Mapping[str, float] | None, now: Progress) -> list[str]:
+    """What policies to come will need when their epochs end, and does not come with these metrics."""
     later = [policy for policy in policies if not policy.window.is_open(now) and not policy.window.is_past(now)]
-    return [str(policy.origin) for policy in later if policy.takes_metrics]
+    return [lacks for policy in later if (lacks := policy.lacks(metrics))]
 
 
 @dataclass(frozen=True)

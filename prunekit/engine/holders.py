@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 from weakref import WeakSet
@@ -38,8 +39,8 @@ class Holder(Protocol):
     def attached(self) -> bool:
         """Whether it has hooks on model and optimizers."""
 
-    def close(self) -> None:
-        """Take them off."""
+    def give_way(self) -> None:
+        """Take them off, and leave the weights alone."""
 
 
 # The one thing that schedulers share, because nothing else connects two of them: a notebook cell that is run twice
@@ -50,17 +51,27 @@ _SCHEDULERS: WeakSet[Holder] = WeakSet()
 
 def take_hold(holder: Holder) -> None:
     """From now on a scheduler acts: another that prunes or quantizes the same parameters is closed, with a warning."""
-    for other in [*_SCHEDULERS]:
-        if other is not holder:
-            _part(holder, other)
+    if any(other.attached and _shared(holder, other) for other in _others(holder)):
+        gc.collect()  # one whose name is gone may be waiting for nothing else
+    for other in _others(holder):
+        _part(holder, other)
     _SCHEDULERS.add(holder)
 
 
+def _others(holder: Holder) -> list[Holder]:
+    return [other for other in _SCHEDULERS if other is not holder]
+
+
+def _shared(holder: Holder, older: Holder) -> dict[tuple[str, int, str], str]:
+    """What both decide about."""
+    its = _held(older)
+    return {key: name for key, name in _held(holder).items() if key in its}
+
+
 def _part(holder: Holder, older: Holder) -> None:
-    own, its = _held(holder), _held(older)
-    shared = {key: name for key, name in own.items() if key in its}
+    shared = _shared(holder, older)
     if shared and older.attached:
-        older.close()
+        older.give_way()
         holder.trace.warning("older scheduler closed", parameters=list(dict.fromkeys(shared.values())))
     if any(kind == QUANTIZER.name for kind, _, _ in shared):
         older.quantized.clear()  # which stays in the model where a run has ended: it was its result

@@ -10,10 +10,11 @@ from typing import Any
 from torch.optim import Optimizer
 
 from prunekit.components.pruner import Observing
-from prunekit.engine.policies import LRPolicy, Policy, PruningPolicy, RegularizationPolicy
+from prunekit.engine.policies import LRPolicy, Policy, PruningPolicy
 from prunekit.engine.quantizers import Quantizers
 from prunekit.engine.scale_probe import ScaleProbe
 from prunekit.engine.step_hooks import hears_steps_of, in_backward, is_skipped, listen, stop_listening
+from prunekit.engine.unreached import Unreached
 from prunekit.errors import PrunekitError
 from prunekit.model.known_optimizers import KnownOptimizers, inside
 from prunekit.model.masks import Masks
@@ -59,7 +60,7 @@ class Optimizers:
         self._scale = ScaleProbe()
         # Found once: each mini-batch asks, and a protocol is slow to compare with.
         self._observers = [p for p in policies if isinstance(p, PruningPolicy) and isinstance(p.component, Observing)]
-        self._ever_stepped, self._said, self._checked = False, weakref.WeakSet[Any](), set[int]()
+        self._ever_stepped, self._unreached = False, Unreached(self.known, masks, policies, trace)
         for policy in policies:
             if isinstance(policy, LRPolicy):
                 policy.optimizers = self.known
@@ -67,10 +68,10 @@ class Optimizers:
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy takes over; what is weak is of this one alone."""
-        return {**vars(self), "_replaced": [], "_said": None}
+        return {**vars(self), "_replaced": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _said=weakref.WeakSet())
+        vars(self).update(state)
         self.listen()
 
     # Which there are
@@ -97,6 +98,11 @@ class Optimizers:
     def listen(self) -> None:
         """From now on steps are heard of."""
         listen(self)
+
+    def end_epoch(self, progress: Progress) -> None:
+        """An epoch has ended: what these optimizers do not reach is said."""
+        if self._ever_stepped:
+            self._unreached.tell(progress)
 
     def release(self) -> None:
         """Take all hooks off: steps are not heard of any more."""
@@ -300,41 +306,6 @@ class Optimizers:
         if observers and not self._said_unobserved:
             self._said_unobserved = True
             self._trace.warning("gradients not observed", optimizer=type(optimizer).__name__, policies=observers)
-
-    # At the end of an epoch
-
-    def end_epoch(self, progress: Progress) -> None:
-        """Say what no optimizer steps, and whose learning rates stay where they are; each once."""
-        if self._ever_stepped:
-            self._say_unstepped(progress)
-            self._say_not_given(progress)
-
-    def _say_unstepped(self, progress: Progress) -> None:
-        owned: dict[str, None] = {}
-        for policy in self._policies:
-            prunes = isinstance(policy, PruningPolicy | RegularizationPolicy) and policy.index not in self._checked
-            if prunes and (policy.window.is_open(progress) or any(name in self._masks for name in policy.parameters)):
-                self._checked.add(policy.index)
-                owned |= {name: None for name, p in policy.parameters.items() if p.requires_grad}
-        if owned and (unstepped := [name for name in owned if name not in self.known.all_names()]):
-            self._trace.warning("no optimizer steps these parameters", **progress.trace_keys(), parameters=unstepped)
-
-    def _say_not_given(self, progress: Progress) -> None:
-        if not any(isinstance(policy, LRPolicy) and policy.window.is_open(progress) for policy in self._policies):
-            return
-        moved = {id(group) for group in self.known.groups}
-        left = [
-            optimizer
-            for optimizer in self.known.found
-            if optimizer not in self._said and any(id(group) not in moved for group in optimizer.param_groups)
-        ]
-        if left:
-            self._said.update(left)
-            names = sorted(frozenset().union(*map(self.known.names, left)))
-            what = {"optimizers": [type(optimizer).__name__ for optimizer in left], "parameters": names}
-            self._trace.warning(
-                "learning rates of optimizers that were not given stay", **progress.trace_keys(), **what
-            )
 
 
 _SCALED = "observers took the scale for part of them; leave before_parameter_optimization out, or unscale first"

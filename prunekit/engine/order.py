@@ -92,10 +92,10 @@ class Order:
         if policies:
             self.say("windows missed", epoch=self.epoch, policies=policies)
 
-    def missed_metrics(self, policies: Sequence[str]) -> None:
-        """An epoch ends without metrics, and these will need them when theirs do."""
-        if policies:
-            self.say("metrics missing", epoch=self.epoch, policies=policies)
+    def missed_metrics(self, lacking: Sequence[str]) -> None:
+        """An epoch ends without what policies to come will need when theirs do."""
+        if lacking:
+            self.say("metrics missing", epoch=self.epoch, lacking=lacking)
 
     def missed_terms(self, policies: Sequence[str]) -> None:
         """An epoch of training ends, and nobody has gone backward from a loss with the terms of these."""

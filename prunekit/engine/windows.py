@@ -10,7 +10,7 @@ from prunekit.engine.conflicts import Clash
 from prunekit.engine.ledger import Ledger
 from prunekit.engine.policies import LRPolicy, Policy, PruningPolicy
 from prunekit.engine.quantizers import Quantizers
-from prunekit.errors import ScheduleError
+from prunekit.errors import PrunekitError, ScheduleError
 from prunekit.model.known_optimizers import KnownOptimizers
 from prunekit.progress import BEFORE_TRAINING, Progress
 
@@ -104,9 +104,9 @@ class Windows:
         Raises:
             PrunekitError: one is missing.
         """
-        for policy in self._rated:
-            if policy.component.takes_metrics:
-                policy.must_have_metrics(metrics, now)
+        lacking = [lacks for policy in self._rated if policy.window.is_active(now) and (lacks := policy.lacks(metrics))]
+        if lacking:
+            raise PrunekitError("\n".join(lacking))
 
     def end_training(self, now: Progress) -> None:
         """Nothing is live any more; what is quantized stays so, for that is the result.

@@ -273,11 +273,18 @@ class Masks(Mapping[str, Tensor]):
 
     def release(self) -> None:
         """Training has ended: the weights are what the forward pass saw, and nothing is enforced any more."""
+        if self._released:
+            return
         self.end_forward()
         for name, entry in [*self._entries.items()]:
             entry.apply_in_forward()
             if entry.only_in_forward:
                 self._put(name, entry.changed(forward_only=False, double_copies=False, scale=1.0))
+        self._released = True
+
+    def abandon(self) -> None:
+        """Nothing is enforced any more, and weights stay as they are: they may be new ones that nobody has masked."""
+        self.end_forward()
         self._released = True
 
     def take_up(self) -> None:

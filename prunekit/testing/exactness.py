@@ -13,11 +13,15 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from prunekit.components.arguments import arguments_of
+from prunekit.components.curves import OverTime, is_change
 from prunekit.components.types import PerParameter, Sparsity
 from prunekit.errors import ArgumentError
 from prunekit.testing.laws import Broken, NotApplicable, listed
 from prunekit.testing.runs import Run
 from prunekit.testing.subject import Subject
+
+_SPARSITIES: list[Any] = [Sparsity, OverTime[Sparsity], PerParameter[Sparsity], PerParameter[OverTime[Sparsity]]]
+"""The types of arguments that say what sparsity is asked for."""
 
 
 def asked_sparsity(run: Run) -> dict[str, float]:
@@ -28,7 +32,12 @@ def asked_sparsity(run: Run) -> dict[str, float]:
     """
     _, value = _asking(run.subject)
     settings = run.policy.settings
-    return {name: float(settings[name] if isinstance(value, Mapping) else value) for name in run.policy.parameters}
+    each = isinstance(value, Mapping) and not is_change(value)
+    return {name: _at_the_end(settings[name] if each else value) for name in run.policy.parameters}
+
+
+def _at_the_end(value: Any) -> float:
+    return float(value["to"] if is_change(value) else value)
 
 
 def asking_nothing(subject: Subject) -> Subject:
@@ -38,7 +47,7 @@ def asking_nothing(subject: Subject) -> Subject:
         NotApplicable: no argument says what it asks for, several do, or 0 is refused.
     """
     name, value = _asking(subject)
-    zero = dict.fromkeys(value, 0.0) if isinstance(value, Mapping) else 0.0
+    zero = dict.fromkeys(value, 0.0) if isinstance(value, Mapping) and not is_change(value) else 0.0
     asked = replace(subject, arguments={**subject.arguments, name: zero}, remembered={})
     try:
         asked.make()
@@ -52,7 +61,7 @@ def _asking(subject: Subject) -> tuple[str, Any]:
     arguments = {
         argument.name: subject.arguments.get(argument.name, argument.default)
         for argument in arguments_of(subject.cls, "pruner")
-        if argument.annotation in (Sparsity, PerParameter[Sparsity]) and not argument.name.startswith("initial")
+        if argument.annotation in _SPARSITIES and not argument.name.startswith("initial")
     }
     if len(arguments) != 1:
         several = f"several arguments say what it asks for: {listed(arguments)}"

@@ -303,15 +303,15 @@ def test_what_is_enforced_for_many_small_optimizers_does_not_grow_with_their_squ
     scheduler = CompressionScheduler.from_dict(pruning(levels={"*.weight": 0.5}), model, trace=SILENT)
     scheduler.on_epoch_begin(0)
     looked: list[int] = []
-    groups = scheduler._masks._groups
-    scheduler._masks._groups = lambda only: looked.append(len(only or ())) or groups(only)  # type: ignore[assignment, func-returns-value]
+    grouped = scheduler._masks._grouped
+    scheduler._masks._grouped = lambda only: looked.append(len(only or ())) or grouped(only)  # type: ignore[method-assign, assignment, func-returns-value]
     small = [SGD([parameter], lr=0.1) for parameter in model.parameters()]
     for minibatch in range(3):
         scheduler.on_minibatch_begin(0, minibatch, 3)
         for optimizer in small:
             optimizer.step()
         scheduler.on_minibatch_end(0, minibatch, 3)
-    assert looked == [1] * 60  # each once, at its own parameter
+    assert looked == [0] + [1] * 60  # all before the first forward pass, then each once, at its own parameter
 
 
 # What is said

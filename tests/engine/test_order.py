@@ -97,7 +97,7 @@ def test_a_quantizer_whose_window_closes_before_the_end_is_told_of(
         "quantizers": {"it": DOREFA},
         "policies": [{"quantizer": {"instance_name": "it"}, **when} for when in windows],
     }
-    built = build(Schedule.from_dict(data), load_plugins().registry, MLP() if with_model else None, None, 5)
+    built = build(Schedule.from_dict(data), load_plugins().registry, MLP() if with_model else None, epochs=5)
     told = [(problem.path, problem.message) for problem in built.warnings]
     what = "is over before the run is, and the result will be a float model: "
     assert told == [(f"policies[{index}]", what + why) for index, why in enumerate(said)]
@@ -201,8 +201,8 @@ def test_metrics_that_will_be_needed_are_missed_when_the_first_epoch_ends_withou
     for epoch in range(2):
         for each, metrics in ((told, None), (given, {"min": 1.0})):
             each.scheduler.on_epoch_begin(epoch)
-            each.scheduler.on_epoch_end(epoch, metrics)
-    assert [(w["event"], w["epoch"], len(w["policies"])) for w in told.warnings] == (
+            each.scheduler.on_epoch_end(epoch, metrics=metrics)
+    assert [(w["event"], w["epoch"], len(w["lacking"])) for w in told.warnings] == (
         [("metrics missing", 0, 1)] if said else []
     )
     assert given.warnings == []

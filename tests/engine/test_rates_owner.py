@@ -420,14 +420,15 @@ def test_an_epoch_without_its_metric_fails_before_anything_has_happened() -> Non
     assert ended == [0]
 
 
-def test_a_metric_that_earlier_epochs_lacked_is_missed_when_the_window_opens() -> None:
-    loop = Loop(plateau(start=1), sgd(1.0))
-    loop.scheduler.on_epoch_begin(0)
-    loop.scheduler.on_epoch_end(0)
-    loop.scheduler.on_epoch_begin(1)
-    assert loop.log.of("metrics missing", "policy", "epoch", "problem") == [
-        ["policies[0]", 1, "ReduceLROnPlateau needs on_epoch_end(metrics={'min': …}), got none in the epochs before"]
-    ]
+@pytest.mark.parametrize(("metrics", "got"), [(None, "none"), ({"max": 1.0}, "only 'max'")])
+def test_a_metric_that_will_be_needed_is_missed_as_soon_as_an_epoch_ends_without_it(metrics: Any, got: str) -> None:
+    loop = Loop(plateau(start=2), sgd(1.0))
+    for epoch in range(2):
+        loop.scheduler.on_epoch_begin(epoch)
+        loop.scheduler.on_epoch_end(epoch, metrics=metrics)
+    ((epoch, (lacking,)),) = loop.log.of("metrics missing", "epoch", "lacking")
+    assert epoch == 0
+    assert lacking.endswith(f"ReduceLROnPlateau needs on_epoch_end(metrics={{'min': …}}), got {got}")
 
 
 def test_metrics_do_not_come_with_steps() -> None:

@@ -80,6 +80,8 @@ def test_what_does_not_fit_is_an_error_of_the_event_that_notices_it(change: str,
     schedule = pruning(levels={"fc1.weight": 0.5, "fc2.weight": 0.5})
     scheduler = CompressionScheduler.from_dict(schedule, model, trace=Trace(logger=recorder))
     scheduler.on_epoch_begin(0)
+    if notices == "on_epoch_begin":
+        scheduler.on_epoch_end(0)
     make, message = CHANGES[change]
     make(model)
     before = [(name, parameter, parameter._version) for name, parameter in model.named_parameters()]

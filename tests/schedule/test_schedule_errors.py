@@ -95,7 +95,7 @@ pruners:
 policies:
 - {pruner: {instance_name: p}, epochs: [0]}
 --->
-3:5: pruners.p: SparsityLevelParameterPruner needs 'levels' (dict[str, float])
+3:5: pruners.p: SparsityLevelParameterPruner needs 'levels' (dict[str, float | curve])
 4:5: pruners.p.level: SparsityLevelParameterPruner has no argument 'level'; did you mean 'levels'?
 === unknown constructor key of an LR scheduler
 lr_schedulers:
@@ -363,7 +363,7 @@ policies:
 7:21: pruners.agp.final_sparsity: must be less than or equal to 1, got 8.0
 10:12: pruners.misspelt.class: no pruner is registered as 'SensitivtyPruner'; did you mean 'SensitivityPruner'? (prunekit-sensitivity-pruner)
 14:40: pruners.ok.levels.conv9.weight: 'conv9.weight' selects nothing in the model; known are 'classifier.1.bias', …
-14:59: pruners.ok.levels.conv9.weight: the key 'conv9.weight' stands twice; the first is on line 14
+14:59: pruners.ok.levels.conv9.weight: the key 'conv9.weight' stands twice, with different values; the first is on line 14
 16:7: lr_schedulers.lr: StepLR needs 'step_size' (int)
 16:23: lr_schedulers.lr.step_sise: StepLR has no argument 'step_sise'; did you mean 'step_size'?
 18:27: policies[0].pruner.instance_name: no pruner is called 'okk'; did you mean 'ok'?

@@ -138,6 +138,7 @@ class TestGradientRanking(RankedOrderTests):
                 weights_model(a=[[1.0], [1.0]], b=[[1.0], [1.0]]), trace=None, weights=["a.weight", "b.weight"]
             )
             run.on_epoch_begin(0)
+            run.on_epoch_end(0)
             run.on_epoch_begin(1)
         assert dict(run.masks) == {}
         warnings = [(line["event"], line["epoch"]) for line in lines if line["log_level"] == "warning"]

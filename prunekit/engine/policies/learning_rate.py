@@ -13,7 +13,6 @@ from prunekit.engine.checked import Checked, GivenModel
 from prunekit.engine.learning_rate import LearningRateSchedule, jump_between
 from prunekit.engine.policies.policy import Policy
 from prunekit.engine.problems import Problems
-from prunekit.errors import PrunekitError
 from prunekit.model.known_optimizers import KnownOptimizers
 from prunekit.model.optimizer import WITHOUT_RATE, Groups, groups_of
 from prunekit.progress import Progress
@@ -39,7 +38,6 @@ class LRPolicy(Policy):
     takes_over: bool = False
     jump_is_told: bool = False
     optimizers: KnownOptimizers | None = None
-    _metrics_are_missing: bool = False
 
     @classmethod
     def make_component(cls, component_class: type, arguments: Mapping[str, Any], groups: Groups) -> Any:
@@ -92,17 +90,15 @@ class LRPolicy(Policy):
 
     # What is set
 
-    @property
-    def takes_metrics(self) -> bool:
-        return self.component.takes_metrics
+    def lacks(self, metrics: Mapping[str, float] | None) -> str:
+        lacks = self.component.lacks(metrics)
+        return f"{self.origin}: {lacks}" if lacks else ""
 
     def hooks(self, progress: Progress) -> Iterable[tuple[str, Callable[..., Any]]]:
         # As long as it is open, not only while it is active: in steps the bus would be changed with each of them.
         if not self.window.is_open(progress):
             return
         if self.component.takes_metrics:
-            if self._metrics_are_missing:
-                yield self.window.begin_hook, self.foresee
             yield "on_epoch_end", self.set_after_metrics  # the one event that brings metrics
             return
         if self._time(progress) == 0:
@@ -145,21 +141,6 @@ class LRPolicy(Policy):
         rates = [float(group["lr"]) for group in self._groups]
         # Where it leaves the rates alone they do not become its own: it takes what it finds.
         return SetLearningRates(values) if rates != [group["lr"] for group in values] else None
-
-    def must_have_metrics(self, metrics: Mapping[str, float] | None, progress: Progress) -> None:
-        """An epoch has ended with these metrics.
-
-        Raises:
-            PrunekitError: what it needs now is not among them.
-        """
-        lacks = self.component.lacks(metrics)
-        self._metrics_are_missing = bool(lacks)
-        if lacks and self.window.is_active(progress):
-            raise PrunekitError(f"{self.origin}: {lacks}")
-
-    def foresee(self, progress: Progress) -> None:
-        """Say that this epoch will need what the last one has not brought."""
-        self._say("metrics missing", progress, problem=f"{self.component.lacks(None)} in the epochs before")
 
     @property
     def _groups(self) -> Groups:

@@ -96,11 +96,14 @@ class Policy:
         """The policy's own implementations that are live now."""
         return ()
 
-    @property
-    def takes_metrics(self) -> bool:
-        """Whether it looks at the metrics with which its epochs end: a hook of its component's own does."""
+    def lacks(self, metrics: Mapping[str, float] | None) -> str:
+        """What it would need of the metrics with which an epoch ends, in words; empty if it needs no more than these.
+
+        A hook of its component's own may look at them.
+        """
         own = Implementations.of(self.component, self.origin).hooks.get("on_epoch_end")
-        return own is not None and "metrics" in inspect.signature(own).parameters
+        looks = own is not None and "metrics" in inspect.signature(own).parameters
+        return f"{self.origin}: needs metrics, got none" if looks and metrics is None else ""
 
     def prepare(self, model: Module, masks: Mapping[str, Tensor], progress: Progress) -> None:
         """Look out for what must be known later; asked before training too, and whenever windows may open."""
