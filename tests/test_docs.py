@@ -62,6 +62,7 @@ from prunekit.components.effects import effect_names
 from prunekit.plugins.hooks import HOOKS
 from prunekit.schedule.yaml_source import Source
 from prunekit.trace import LEVELS, read
+from tests.trace_page import LINES_OF_THE_PAGE, table
 
 ROOT = Path(__file__).parents[1]
 SLOW = {"write-a-plugin.md": pytest.mark.slow}

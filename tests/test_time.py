@@ -84,7 +84,7 @@ def heard_in_three_minibatches(every: int, number: int = 1, *, known: bool = Tru
             step = optimizer.step if known else partial(step_by_hand, net)
             step()
         scheduler.on_minibatch_end(0, minibatch, 3)
-    heard: list[tuple[str, int, int, bool]] = scheduler._components["extensions.h"].heard
+    heard: list[tuple[str, int, int, bool]] = scheduler._execution.components["extensions.h"].heard
     return heard
 
 

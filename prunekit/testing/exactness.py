@@ -20,7 +20,7 @@ from prunekit.testing.laws import Broken, NotApplicable, listed
 from prunekit.testing.runs import Run
 from prunekit.testing.subject import Subject
 
-_SPARSITIES: list[Any] = [Sparsity, OverTime[Sparsity], PerParameter[Sparsity], PerParameter[OverTime[Sparsity]]]
+_SPARSITIES: list[Any] = [Sparsity, OverTime[Sparsity], PerParameter[Sparsity], PerParameter[OverTime[Sparsity]]]  # type: ignore[misc]
 """The types of arguments that say what sparsity is asked for."""
 
 

@@ -163,6 +163,6 @@ def test_idle_policies(benchmark: Any, device: torch.device) -> None:
             scheduler.before_parameter_optimization(0, m, number)
             scheduler.on_minibatch_end(0, m, number)
 
-    assert not any(scheduler._bus.hears(hook) for hook in ("on_minibatch_begin", "before_backward_pass"))
+    assert not any(scheduler._execution.bus.hears(hook) for hook in ("on_minibatch_begin", "before_backward_pass"))
     microseconds = statistics.median(seconds(minibatches, device) for _ in range(9)) * 1e3
     report(benchmark, device, minibatches, us_per_minibatch=microseconds)

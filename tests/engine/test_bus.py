@@ -131,7 +131,7 @@ def test_idle_policies_are_not_on_the_bus() -> None:
     options = {"trace": SILENT, "plugins": without_listeners()}
     scheduler = CompressionScheduler.from_dict({**SCHEDULE, "policies": policies}, model, optimizer, **options)
     scheduler.on_epoch_begin(0)
-    assert [hook for hook in HOOKS if scheduler._bus.hears(hook)] == []
+    assert [hook for hook in HOOKS if scheduler._execution.bus.hears(hook)] == []
 
 
 # Plugins that fail
@@ -447,7 +447,7 @@ def test_two_schedulers_share_no_bus() -> None:
     first, second = (
         CompressionScheduler.from_dict(SCHEDULE, MLP(), torch.optim.SGD(MLP().parameters()), trace=SILENT) for _ in "ab"
     )
-    assert [scheduler._bus._live for scheduler in (first, second)] == [(), ()]
+    assert [scheduler._execution.bus._live for scheduler in (first, second)] == [(), ()]
     first.on_epoch_begin(0)
     assert first._bus._live
     assert second._bus._live == ()

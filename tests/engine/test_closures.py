@@ -113,13 +113,13 @@ def evaluations(optimizer_of: Callable[[Any], Any], schedule: dict[str, Any]) ->
     inside: list[int] = []
     after: list[int] = []
     observed = [0]
-    tell = scheduler._optimizers._on_gradients
+    tell = scheduler._execution.optimizers._on_gradients
 
     def count(optimizer: Optimizer | None) -> None:
         observed[0] += 1
         tell(optimizer)
 
-    scheduler._optimizers._on_gradients = count  # type: ignore[method-assign]
+    scheduler._execution.optimizers._on_gradients = count  # type: ignore[method-assign]
     for _ in scheduler.epochs(2):
         for x, y in scheduler.minibatches(batches(2)):
 

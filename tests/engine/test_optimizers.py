@@ -219,7 +219,7 @@ def test_groups_that_come_and_go_are_followed() -> None:
             backward(model, batch)
             with torch.no_grad():
                 optimizer.step()
-            seen.append(sorted(scheduler._optimizers.known.names(optimizer)))
+            seen.append(sorted(scheduler._execution.optimizers.known.names(optimizer)))
             assert masked(model) == MASKED
     first = ["fc1.bias", "fc1.weight"]
     assert seen == [first] * 2 + [[*first, "fc2.bias", "fc2.weight"]] * 2 + [["fc2.weight"]] * 2
@@ -255,7 +255,7 @@ def test_optimizers_used_in_turn_are_both_kept() -> None:
             backward(model, batch)
             (one, other)[index % 2].step()
             scheduler.on_minibatch_begin(epoch, index, 4, (one, other)[index % 2])
-    assert {id(each) for each in scheduler._optimizers.known.given} == {id(one), id(other)}
+    assert {id(each) for each in scheduler._execution.optimizers.known.given} == {id(one), id(other)}
 
 
 def test_one_small_optimizer_for_each_parameter_may_step_in_the_backward_pass() -> None:
@@ -303,8 +303,8 @@ def test_what_is_enforced_for_many_small_optimizers_does_not_grow_with_their_squ
     scheduler = CompressionScheduler.from_dict(pruning(levels={"*.weight": 0.5}), model, trace=SILENT)
     scheduler.on_epoch_begin(0)
     looked: list[int] = []
-    grouped = scheduler._masks._grouped
-    scheduler._masks._grouped = lambda only: looked.append(len(only or ())) or grouped(only)  # type: ignore[method-assign, assignment, func-returns-value]
+    grouped = scheduler._execution.masks._grouped
+    scheduler._execution.masks._grouped = lambda only: looked.append(len(only or ())) or grouped(only)  # type: ignore[method-assign, assignment, func-returns-value]
     small = [SGD([parameter], lr=0.1) for parameter in model.parameters()]
     for minibatch in range(3):
         scheduler.on_minibatch_begin(0, minibatch, 3)
@@ -573,7 +573,7 @@ def test_a_deep_copy_knows_the_optimizers_of_the_copied_model() -> None:
     given, found = sgd(model.fc1.parameters()), sgd(model.fc2.parameters())
     scheduler = half(model, given)
     found.step()
-    known: Any = scheduler._optimizers.known
+    known: Any = scheduler._execution.optimizers.known
     assert (known.names(given), known.found) == ({"fc1.weight", "fc1.bias"}, [found])
     copied = copy.deepcopy(known)
     assert (copied.names(copied.first), copied.names(given), copied.found) == (known.names(given), frozenset(), [])
@@ -589,13 +589,13 @@ def test_released_optimizers_step_freely_and_the_last_hook_is_taken_off() -> Non
     scheduler = half(model, optimizer)
     for _ in scheduler.epochs(1):
         pass
-    scheduler._optimizers.release()
-    scheduler._optimizers.release()
+    scheduler._execution.optimizers.release()
+    scheduler._execution.optimizers.release()
     backward(model, batches()[0])
     optimizer.step()
     assert zeros(model.fc1.weight) < 48
     assert len(step_hooks._listeners) == others
     assert bool(step_hooks._handles) == bool(others)
-    scheduler._optimizers.listen()
+    scheduler._execution.optimizers.listen()
     optimizer.step()
     assert zeros(model.fc1.weight) == 48

@@ -211,7 +211,7 @@ def test_a_plateau_takes_what_it_finds_and_owns_what_it_has_set() -> None:
 def test_a_window_that_is_not_open_looks_at_nothing() -> None:
     loop = Loop(decays(start=1, end=2, relative=True), sgd(1.0))
     watching = []
-    loop.after_step = lambda epoch, minibatch: watching.append(loop.scheduler._ledger.rates.watching)
+    loop.after_step = lambda epoch, minibatch: watching.append(loop.scheduler._execution.ledger.rates.watching)
     loop.run(3)
     assert watching == [*[False] * MINIBATCHES, *[True] * MINIBATCHES, *[False] * MINIBATCHES]
 

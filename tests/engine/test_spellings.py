@@ -108,7 +108,7 @@ def test_components_that_are_asked_for_or_not_leave_the_same_means_in_the_trace(
                 scheduler.on_minibatch_begin(epoch, minibatch, 2)
                 scheduler.before_backward_pass(epoch, minibatch, 2, torch.tensor(2.0), **asked)
                 scheduler.on_minibatch_end(epoch, minibatch, 2)
-            seen.append(scheduler._ledger._sums.means())
+            seen.append(scheduler._execution.ledger._sums.means())
             scheduler.on_epoch_end(epoch)
     assert seen[:3] == seen[3:]
     assert [sorted(means) for means in seen[:3]] == [["small", "smaller"], ["small"], []]

@@ -273,7 +273,7 @@ def test_the_bus_changes_with_the_window_and_not_with_each_step(monkeypatch: pyt
     """Acts in each of the steps 5 to 24: goes onto the bus with the one, and off it with the other."""
     run = Run(one("regularizer", "L1Regularizer", steps(5, 25), reg_regims={"fc1.weight": 0.01}))
     changes: list[int] = []
-    bus = run.scheduler._bus
+    bus = run.scheduler._execution.bus
     set_live = bus.set_live
 
     def set_and_tell(implementations: Any) -> None:

@@ -31,11 +31,11 @@ def test_masks_of_some_parameters_alone_can_be_enforced() -> None:
     scheduler, model = scheduled()
     load(model)
     for _ in range(2):
-        scheduler._masks.enforce(frozenset({"fc2.weight", "fc2.bias"}))
+        scheduler._execution.masks.enforce(frozenset({"fc2.weight", "fc2.bias"}))
         assert (zeros(model.fc1.weight), zeros(model.fc2.weight)) == (0, 16)
-    scheduler._masks.enforce(frozenset())
+    scheduler._execution.masks.enforce(frozenset())
     assert (zeros(model.fc1.weight), zeros(model.fc2.weight)) == (0, 16)
-    scheduler._masks.enforce()
+    scheduler._execution.masks.enforce()
     assert (zeros(model.fc1.weight), zeros(model.fc2.weight)) == (48, 16)
 
 
@@ -140,8 +140,8 @@ def test_a_minibatch_that_is_left_in_the_middle_costs_no_weights() -> None:
 
 def test_a_copy_of_model_and_scheduler_holds_its_own_masks() -> None:
     scheduler, _ = scheduled()
-    scheduler._masks.hold()
-    other, model = copy.deepcopy((scheduler._masks, scheduler.model))
+    scheduler._execution.masks.hold()
+    other, model = copy.deepcopy((scheduler._execution.masks, scheduler.model))
     for weights in (model, scheduler.model):
         load(weights)
     other.hold()

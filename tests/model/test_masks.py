@@ -563,7 +563,7 @@ def test_a_dropped_row_stays_out_and_the_others_stay_scaled_in_every_epoch_in_wh
                 seen = model.fc1.weight.detach().clone()
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(x), y).backward()
-            scheduler._masks.end_forward()
+            scheduler._execution.masks.end_forward()
             own = model.fc1.weight.detach().clone()
             optimizer.step()
             assert torch.equal(seen, own * mask * (mask.numel() / int(mask.sum())))
