@@ -282,7 +282,7 @@ def test_a_warning_of_the_schedule_is_a_line_with_its_place() -> None:
 
 def test_numbers_that_json_has_no_word_for_are_words(tmp_path: Path) -> None:
     trace = Trace(tmp_path, logger=None)
-    trace.info("loss terms", epoch=0, means={"l1": float("nan")}, after=[float("inf"), 0.5], what=Path("x"))
+    trace.info("a line", epoch=0, means={"l1": float("nan")}, after=[float("inf"), 0.5], what=Path("x"))
     (line,) = (tmp_path / "trace.jsonl").read_text().splitlines()
     strict = json.loads(line, parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
     assert (strict["means"], strict["after"], strict["what"]) == ({"l1": "nan"}, ["inf", 0.5], "x")

@@ -449,8 +449,8 @@ def test_two_schedulers_share_no_bus() -> None:
     )
     assert [scheduler._execution.bus._live for scheduler in (first, second)] == [(), ()]
     first.on_epoch_begin(0)
-    assert first._bus._live
-    assert second._bus._live == ()
+    assert first._execution.bus._live
+    assert second._execution.bus._live == ()
 
 
 def test_an_effect_may_come_from_any_hook() -> None:

@@ -131,7 +131,7 @@ def test_of_a_state_the_masks_alone_are_taken_and_enforced(args):
 def test_what_a_regularizer_has_left_is_taken_with_what_a_pruner_has_masked():
     before = run_of(schedule=pruning())
     before.on_epoch_begin(0)
-    before._masks.intersect("fc1.weight", MASK)
+    before._execution.masks.intersect("fc1.weight", MASK)
     assert masks_are(taken(before.state_dict()), fc1_weight=before.masks["fc1.weight"])
 
 

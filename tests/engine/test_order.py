@@ -191,7 +191,7 @@ def test_epochs_in_which_nothing_was_trained_miss_no_terms() -> None:
     [
         (schedule("lr_scheduler", window(5, 9), **{"class": "ReduceLROnPlateau"}), True),
         (schedule("extension", window(5, 9), **{"class": "AccuracyGuard", "floor": 0.5}), True),
-        (schedule("lr_scheduler", window(5, 9), **{"class": "ExponentialLR", "gamma": 0.5}), False),
+        (schedule("lr_scheduler", window(5, 9), **{"class": "ExponentialLR", "gamma": 0.9}), False),
         (pruning(), False),
     ],
     ids=["plateau", "guard", "exponential", "pruner"],
