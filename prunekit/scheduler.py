@@ -234,14 +234,14 @@ class CompressionScheduler:
         run.clock.begin_minibatch(epoch, minibatch, minibatches_per_epoch)
         self._take(optimizer)
         run.optimizers.begin_minibatch()
-        run.masks.end_forward()  # of a mini-batch that the loop left in the middle
-        if run.windows.any_open or run.masks:
+        if run.windows.any_open or run.masks.entries:
             run.binding.follow()
         if run.windows.within_epochs:
             run.windows.open_within_epoch(run.progress, run.optimizers.known)
         run.fire("on_minibatch_begin")
         # Behind the event, which may have set the masks that this forward pass is to see.
-        run.masks.begin_forward()
+        if run.masks.entries:
+            run.masks.begin_forward()
 
     @overload
     def before_backward_pass(
@@ -280,9 +280,11 @@ class CompressionScheduler:
 
         With `return_loss_components` it is the `overall_loss` of what this returns, beside each term with its name.
         """
-        self._execution.order.within_minibatch(epoch, minibatch)
-        self._execution.clock.tell(epoch, minibatch, minibatches_per_epoch)
-        self._take(optimizer)
+        clock = self._execution.clock
+        if epoch != clock.epoch or minibatch != clock.minibatch:
+            self._execution.tell_moment(epoch, minibatch, minibatches_per_epoch)
+        if optimizer is not None or not self._begun:
+            self._take(optimizer)
         return self._execution.with_terms(loss) if return_loss_components else self.total_loss(loss)
 
     @also_spelled(minibatch_id="minibatch")
@@ -293,8 +295,11 @@ class CompressionScheduler:
 
         With gradients of a `GradScaler`: behind its `unscale_(optimizer)`, or not at all.
         """
-        self._execution.order.within_minibatch(epoch, minibatch)
-        self._take(optimizer)
+        clock = self._execution.clock
+        if epoch != clock.epoch or minibatch != clock.minibatch:
+            self._execution.tell_moment(epoch, minibatch, minibatches_per_epoch)
+        if optimizer is not None or not self._begun:
+            self._take(optimizer)
         self._execution.optimizers.tell_gradients(optimizer)
 
     @also_spelled(minibatch_id="minibatch")
@@ -303,10 +308,10 @@ class CompressionScheduler:
     ) -> None:
         """The optimizers have stepped: masks are enforced where hooks have not done so; regularizers drop weights."""
         run = self._execution
-        run.order.within_minibatch(epoch, minibatch)
-        run.clock.tell(epoch, minibatch, minibatches_per_epoch)
-        self._take(optimizer)
-        run.masks.end_forward()
+        if epoch != run.clock.epoch or minibatch != run.clock.minibatch:
+            run.tell_moment(epoch, minibatch, minibatches_per_epoch)
+        if optimizer is not None or run.ledger.rates.watching or not self._begun:
+            self._take(optimizer)
         run.optimizers.end_minibatch()
         if not run.optimizers.heard:  # nobody tells of the optimizer's steps: each mini-batch counts as one
             run.clock.stepped = True
@@ -421,7 +426,7 @@ class CompressionScheduler:
         """The loss plus every term that a live policy adds."""
         if self._execution.order.closed:
             self._execution.order.must_be_open()
-        if not self._execution.bus.hears("before_backward_pass"):
+        if "before_backward_pass" not in self._execution.bus.callers:
             return loss
         return self._execution.with_terms(loss).overall_loss
 

@@ -38,13 +38,13 @@ class EventBus:
     now: Callable[[], Progress]
     listeners: Sequence[Listener] = ()
     _live: tuple[Implementations, ...] = ()
-    _callers: Mapping[str, pluggy.HookCaller] = field(default_factory=dict)
+    callers: Mapping[str, pluggy.HookCaller] = field(default_factory=dict)
     _known: dict[tuple[Implementations, ...], Mapping[str, pluggy.HookCaller]] = field(default_factory=dict)
     _namespaces: dict[Implementations, Namespace] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._always = [listener.implementations() for listener in self.listeners]
-        self._callers = self._known[()] = self._made(())
+        self.callers = self._known[()] = self._made(())
 
     def set_live(self, implementations: Iterable[Implementations]) -> None:
         """From now on these run, in this order, and no others."""
@@ -56,7 +56,7 @@ class EventBus:
             if len(self._known) >= _KEPT:
                 self._known.clear()
             self._known[live] = self._made(live)
-        self._live, self._callers = live, self._known[live]
+        self._live, self.callers = live, self._known[live]
 
     @contextmanager
     def listeners_only(self) -> Iterator[None]:
@@ -70,7 +70,7 @@ class EventBus:
 
     def hears(self, hook: str) -> bool:
         """Whether anybody implements the hook at this moment: nobody, and firing it costs nothing."""
-        return hook in self._callers
+        return hook in self.callers
 
     def live_in(self, hook: str) -> list[Origin]:
         """Whose implementations of a hook are live now, listeners left out."""
@@ -82,13 +82,13 @@ class EventBus:
         Raises:
             Exception: what an implementation raised, with a note that names hook, policy, plugin and version.
         """
-        caller = self._callers.get(hook)
+        caller = self.callers.get(hook)
         results: list[Result] = caller(**arguments) if caller is not None else []
         return results
 
     def decide(self, hook: str, **arguments: Any) -> Result | None:
         """The first result that is not None, of a hook where that one counts."""
-        caller = self._callers.get(hook)
+        caller = self.callers.get(hook)
         return caller(**arguments) if caller is not None else None
 
     def blame(self, error: Exception, hook: str, origin: Origin) -> None:

@@ -38,6 +38,7 @@ class Optimizers:
 
     Attributes:
         known: the optimizers.
+        heard: whether anybody tells of steps: where nobody does, each mini-batch counts as one.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class Optimizers:
         self.known = KnownOptimizers(masks)
         self._quantizers_train = False
         self._replaced: list[weakref.ref[Optimizer]] = []
-        self._in_minibatch = self._evaluating = self._writes_unheard = self._heard = self._said_unobserved = False
+        self._in_minibatch = self._evaluating = self._writes_unheard = self.heard = self._said_unobserved = False
         self._told: list[Names] | None = []  # whose gradients are told of in this mini-batch; None of all
         self._stepped: dict[Names, None] = {}
         self._scale = ScaleProbe()
@@ -75,11 +76,6 @@ class Optimizers:
         self.listen()
 
     # Which there are
-
-    @property
-    def heard(self) -> bool:
-        """Whether anybody tells of steps: where nobody does, each mini-batch counts as one."""
-        return self._heard
 
     def give(self, optimizers: Sequence[Optimizer], *, bases: bool = True) -> None:
         """Whoever writes the loop names these: learning rates move in them too.
@@ -113,7 +109,7 @@ class Optimizers:
         """Among those given: in the place of one whose parameters it has taken over, else at the end."""
         wrapped = inside(optimizer)
         hearable = [each for each in (optimizer, *wrapped) if hears_steps_of(each)]
-        self._heard |= bool(hearable)
+        self.heard |= bool(hearable)
         self._writes_unheard |= not hears_steps_of(optimizer)
         if not hearable:
             name = type(optimizer).__name__
@@ -145,7 +141,7 @@ class Optimizers:
         """One steps that may be new."""
         if not self.known.find(optimizer):
             return
-        self._heard = True
+        self.heard = True
         if any(ref() is optimizer for ref in self._replaced):  # it is used in turn with the one in its place
             self.give([optimizer])
             return
@@ -190,6 +186,8 @@ class Optimizers:
 
     def begin_minibatch(self) -> None:
         """A mini-batch begins: nobody has stepped in it."""
+        if self._in_minibatch:
+            self._masks.end_forward()  # of one that the loop left in the middle
         self._in_minibatch, self._told = True, []
         if self._stepped:
             self._stepped = {}
@@ -214,6 +212,9 @@ class Optimizers:
     def end_minibatch(self) -> None:
         """Masks are in force in all parameters afterwards."""
         self._in_minibatch = False
+        if not self._masks.entries:
+            return
+        self._masks.end_forward()
         if self._writes_unheard or not self._stepped:
             self._masks.enforce()  # somebody may have written after the last step that was heard
         elif max(map(len, self._stepped)) < len(self._masks.parameters):

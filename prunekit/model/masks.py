@@ -25,11 +25,14 @@ class Masks(Mapping[str, Tensor]):
 
     What changes masks or weights comes in two parts, so that several changes can be made or none: `prepare_…` takes
     all the memory that is needed, and may fail; the function that it returns does it.
+
+    Attributes:
+        entries: parameter name -> its mask and how that is applied; an attribute, since each mini-batch asks for it.
     """
 
     def __init__(self, parameters: Mapping[str, Parameter]) -> None:
         self.parameters: Mapping[str, Parameter] = dict(parameters)
-        self._entries: dict[str, ParameterMask] = {}
+        self.entries: dict[str, ParameterMask] = {}
         self._enforced: dict[str, ParameterMask] = {}
         self._groups: dict[frozenset[str] | None, list[EnforcedMasks]] = {}
         self._in_forward: dict[str, ParameterMask] = {}
@@ -39,21 +42,16 @@ class Masks(Mapping[str, Tensor]):
         self._released = False
 
     def __getitem__(self, name: str) -> Tensor:
-        entry = self._entries[name]
+        entry = self.entries[name]
         # A pruner of whole groups gives a view of a few values: who reads the mask gets one value for each weight.
         entry.mask = entry.mask.contiguous()
         return entry.mask
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
+        return iter(self.entries)
 
     def __len__(self) -> int:
-        return len(self._entries)
-
-    @property
-    def entries(self) -> Mapping[str, ParameterMask]:
-        """Parameter name -> its mask and how that is applied; to be read only."""
-        return self._entries
+        return len(self.entries)
 
     # The parameters behind the names
 
@@ -62,7 +60,7 @@ class Masks(Mapping[str, Tensor]):
 
         All names must be there.
         """
-        shapes = {name: (entry.mask.shape, parameters[name].shape) for name, entry in self._entries.items()}
+        shapes = {name: (entry.mask.shape, parameters[name].shape) for name, entry in self.entries.items()}
         return {
             name: f"the mask of {name!r} is {tuple(mask)}, and the parameter is {tuple(shape)} now"
             for name, (mask, shape) in shapes.items()
@@ -72,7 +70,7 @@ class Masks(Mapping[str, Tensor]):
     def rebind(self, parameters: Mapping[str, Parameter]) -> None:
         """The same masks on the parameters that bear these names now. All of them must fit."""
         self.parameters = dict(parameters)
-        for name, entry in self._entries.items():
+        for name, entry in self.entries.items():
             if entry.parameter is not self.parameters[name]:
                 self._put(name, entry.changed(parameter=self.parameters[name]))
 
@@ -137,11 +135,11 @@ class Masks(Mapping[str, Tensor]):
 
     def prepare_mask(self, name: str, mask: Tensor, **options: Any) -> Callable[[], tuple[float, float]]:
         """`set`, in two parts."""
-        former = self._entries.get(name)
+        former = self.entries.get(name)
         entry = self._entry(name).changed(pruned=small(mask), **options)
 
         def set_mask() -> tuple[float, float]:
-            if self._entries.get(name) is not former:
+            if self.entries.get(name) is not former:
                 return self.set(name, mask, **options)  # another change came in between
             # Where only the forward pass sees the mask, its zeros are not among the weights that would be counted.
             counting = not (entry.only_in_forward or (former is not None and former.only_in_forward))
@@ -157,7 +155,7 @@ class Masks(Mapping[str, Tensor]):
 
     def keep(self, name: str) -> tuple[float, float]:
         """Enforce the parameter's mask after every step from now on; its sparsity before and after."""
-        before, former = self.sparsity(name), self._entries.get(name)
+        before, former = self.sparsity(name), self.entries.get(name)
         if former is not None:
             entry = former.changed(forward_only=False, double_copies=False, scale=1.0)
             self._put(name, entry)
@@ -170,13 +168,13 @@ class Masks(Mapping[str, Tensor]):
 
     def prepare_kept(self, name: str, mask: Tensor) -> Callable[[], tuple[float, float]]:
         """`intersect`, in two parts."""
-        former, entry = self._entries.get(name), self._entry(name)
+        former, entry = self.entries.get(name), self._entry(name)
         kept = mask if entry.kept is None else entry.kept & mask
         # Zeroed by itself: the pruner's mask beside it may be one that must not get into the weights.
         entry, zeros = entry.changed(kept=kept), Zeros(self.parameters[name], kept)
 
         def intersect() -> tuple[float, float]:
-            if self._entries.get(name) is not former:
+            if self.entries.get(name) is not former:
                 return self.intersect(name, mask)  # another change came in between
             before = self.sparsity(name)
             self._put(name, entry)
@@ -187,7 +185,7 @@ class Masks(Mapping[str, Tensor]):
 
     def drop(self, name: str) -> None:
         """Forget the pruner's mask; the weights stay as they are."""
-        former = self._entries.pop(name, None)
+        former = self.entries.pop(name, None)
         self._stale = True
         # Zeros that a regularizer has left for good are not the pruner's to forget.
         if former is not None and former.kept is not None:
@@ -200,7 +198,7 @@ class Masks(Mapping[str, Tensor]):
 
         def set_weights() -> None:
             parameter.detach().copy_(values)
-            entry = self._entries.get(name)
+            entry = self.entries.get(name)
             # Not `entry` itself: a mask that only the forward pass sees must not get into the weights.
             enforced = None if entry is None else entry.enforced()
             if enforced is not None:
@@ -221,7 +219,7 @@ class Masks(Mapping[str, Tensor]):
             only: the parameters to see to, such as those of one optimizer; all that have a mask, by default. Cheap
                 for a set that it was given before.
         """
-        for group in self._groups_of(only) if self._entries else ():
+        for group in self._groups_of(only) if self.entries else ():
             group.apply()
 
     def hold(self) -> None:
@@ -236,14 +234,14 @@ class Masks(Mapping[str, Tensor]):
 
     def enforce_others(self, names: frozenset[str]) -> None:
         """Zero what is pruned of all parameters but these."""
-        if others := self._entries.keys() - names:
+        if others := self.entries.keys() - names:
             self.enforce(frozenset(others))
 
     def activate(self, names: Iterable[str]) -> None:
         """The parameters whose policy acts in this epoch: only their forward-only masks are applied."""
         self._active = frozenset(names)
         self._stale = True
-        for entry in self._entries.values():
+        for entry in self.entries.values():
             if entry.address != entry.parameter.data_ptr():
                 entry.look()  # the model has moved
 
@@ -252,7 +250,7 @@ class Masks(Mapping[str, Tensor]):
 
         Unmasked weights are set aside where asked.
         """
-        if not self._entries:
+        if not self.entries:
             return
         if any(entry.address != entry.parameter.data_ptr() for entry in self._in_forward.values()):
             self._sort()
@@ -276,7 +274,7 @@ class Masks(Mapping[str, Tensor]):
         if self._released:
             return
         self.end_forward()
-        for name, entry in [*self._entries.items()]:
+        for name, entry in [*self.entries.items()]:
             entry.apply_in_forward()
             if entry.only_in_forward:
                 self._put(name, entry.changed(forward_only=False, double_copies=False, scale=1.0))
@@ -299,9 +297,9 @@ class Masks(Mapping[str, Tensor]):
         # A mini-batch may be under way: its weights are masked or scaled already, and not what to return to.
         self.end_forward()
         # Only these: the zeros of all other masks belong in the weights anyway, unless training has ended.
-        hidden = [entry for entry in self._entries.values() if entry.only_in_forward or self._released]
+        hidden = [entry for entry in self.entries.values() if entry.only_in_forward or self._released]
         copies = [(entry.parameter, entry.parameter.detach().clone()) for entry in hidden]
-        for entry in self._entries.values():
+        for entry in self.entries.values():
             entry.apply_in_forward()
         try:
             yield
@@ -314,7 +312,7 @@ class Masks(Mapping[str, Tensor]):
 
         `values` stand in for the parameter's own, where a quantizer makes others of them.
         """
-        parameter, entry = self.parameters[name].detach() if values is None else values, self._entries.get(name)
+        parameter, entry = self.parameters[name].detach() if values is None else values, self.entries.get(name)
         if entry is not None and not self._released and (entry.only_in_forward or not entry.is_intact):
             parameter = parameter.masked_fill(~entry.mask.to(parameter.device), 0)
         return (parameter.numel() - count_nonzero(parameter)) / max(parameter.numel(), 1)
@@ -331,12 +329,12 @@ class Masks(Mapping[str, Tensor]):
                 "double_copies": entry.double_copies,
                 "scale": entry.scale,
             }
-            for name, entry in self._entries.items()
+            for name, entry in self.entries.items()
         }
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         """Replace all masks, and apply those that are enforced. Names and shapes must fit (the scheduler checks)."""
-        self._entries.clear()
+        self.entries.clear()
         for name, saved in state.items():
             flags = {key: saved[key] for key in ("forward_only", "double_copies", "scale")}
             # Cloned, since the same state may be loaded again, or by another scheduler.
@@ -348,12 +346,12 @@ class Masks(Mapping[str, Tensor]):
     def snapshot(self, names: Iterable[str]) -> Callable[[], None]:
         """Remember masks and weights of these parameters; the function that is returned puts them back."""
         # Shallow is enough: a change makes another entry, which shares only the factor's memory, and `_put` fills that.
-        saved = {name: (self.parameters[name].detach().clone(), copy(self._entries.get(name))) for name in names}
+        saved = {name: (self.parameters[name].detach().clone(), copy(self.entries.get(name))) for name in names}
 
         def restore() -> None:
             for name, (weights, entry) in saved.items():
                 self.parameters[name].detach().copy_(weights)
-                self._entries.pop(name, None)
+                self.entries.pop(name, None)
                 if entry is not None:
                     entry.combine()
                     self._put(name, entry)
@@ -363,12 +361,12 @@ class Masks(Mapping[str, Tensor]):
 
     def _entry(self, name: str) -> ParameterMask:
         """The parameter's entry, or what one begins as."""
-        return self._entries.get(name) or ParameterMask(self.parameters[name])
+        return self.entries.get(name) or ParameterMask(self.parameters[name])
 
     def _put(self, name: str, entry: ParameterMask) -> None:
         # Not before: until now the factor's memory, shared with the entry before it, held the mask that was in force.
         entry.fill()
-        self._entries[name] = entry
+        self.entries[name] = entry
         self._stale = True
 
     def _groups_of(self, only: frozenset[str] | None) -> list[EnforcedMasks]:
@@ -391,10 +389,10 @@ class Masks(Mapping[str, Tensor]):
     def _sort(self) -> None:
         if unfit := self.unfit(self.parameters):
             raise PrunekitError("\n".join(unfit.values()))
-        enforced = {name: entry.enforced() for name, entry in self._entries.items()}
+        enforced = {name: entry.enforced() for name, entry in self.entries.items()}
         self._enforced = {name: entry for name, entry in enforced.items() if entry is not None}
         self._groups.clear()
-        self._in_forward = {n: e for n, e in self._entries.items() if e.acts(n in self._active)}
+        self._in_forward = {n: e for n, e in self.entries.items() if e.acts(n in self._active)}
         self._stale = False
 
 

@@ -277,9 +277,9 @@ def test_the_bus_changes_with_the_window_and_not_with_each_step(monkeypatch: pyt
     set_live = bus.set_live
 
     def set_and_tell(implementations: Any) -> None:
-        before = bus._callers
+        before = bus.callers
         set_live(implementations)
-        if bus._callers is not before:
+        if bus.callers is not before:
             changes.append(run.scheduler.progress.step)
 
     monkeypatch.setattr(bus, "set_live", set_and_tell)
