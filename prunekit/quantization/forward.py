@@ -16,12 +16,16 @@ from torch.nn import Module, Parameter
 
 from prunekit.quantization.catalog import Catalog
 from prunekit.quantization.forward_passes import forward_passes
+from prunekit.quantization.sparse_gradients import WithSparseGradients
 from prunekit.quantization.values import QuantizedActivation, QuantizedWeight
+
+Read = Callable[[Tensor], Tensor]
 
 _WEIGHTS = "_prunekit_quantized_weights"
 _ORIGINAL = "_prunekit_original_class"
-_MOVING = ("register_parametrization", "remove_parametrizations")
-"""The functions of `torch.nn.utils.parametrize` that take a parameter out of a module to put it into another."""
+_MEANING_THE_PARAMETER = ("register_parametrization", "remove_parametrizations", "reset_parameters")
+"""The functions that mean the parameter itself: `torch.nn.utils.parametrize` takes it out of a module to put it into
+another, and a layer that is initialized anew writes to it."""
 
 
 class QuantizedForward:
@@ -45,7 +49,7 @@ class QuantizedForward:
         self.catalog: Catalog | None = None
         self._wanted: tuple[Mapping[Parameter, QuantizedWeight], Mapping[str, QuantizedActivation], Catalog | None]
         self._wanted, self._suspended = ({}, {}, None), 0
-        self._changed: list[tuple[Module, type[Module], Mapping[str, QuantizedWeight]]] = []
+        self._changed: list[tuple[Module, type[Module], Mapping[str, Read]]] = []
 
     def activate(
         self,
@@ -67,7 +71,11 @@ class QuantizedForward:
         self.weights, self.activations, self.catalog = weights, activations, catalog
         forwards = {} if catalog is None else forward_passes(catalog, activations)
         for module in self._model.modules() if weights or activations else ():
-            own = {name: weights[p] for name, p in module._parameters.items() if p is not None and p in weights}
+            own: dict[str, Read] = {
+                name: weights[p] for name, p in module._parameters.items() if p is not None and p in weights
+            }
+            if getattr(module, "sparse", False) is True:
+                own = {name: WithSparseGradients(weight) for name, weight in own.items()}
             forward = forwards.get(module)
             if own or forward is not None:
                 self._change(module, own, forward)
@@ -104,12 +112,13 @@ class QuantizedForward:
         self._changed.clear()
         self.weights, self.activations = {}, {}
 
-    def _change(
-        self, module: Module, weights: Mapping[str, QuantizedWeight], forward: Callable[..., Any] | None
-    ) -> None:
+    def _change(self, module: Module, weights: Mapping[str, Read], forward: Callable[..., Any] | None) -> None:
         # Python looks up properties, and torch `forward` where it traces or compiles, on the class and never on the
         # object. The object itself must stay: the optimizer, hooks and whoever holds the module know it.
-        own = _subclass(type(module), weights, forward)
+        cls = type(module)
+        if _ORIGINAL in vars(cls) and _WEIGHTS not in vars(module):
+            cls = _original(cls)  # it was made as `type(layer)(…)` of a quantized layer
+        own = _subclass(cls, weights, forward)
         self._changed.append((module, own, weights))
         vars(module)[_WEIGHTS] = weights
         module.__class__ = own
@@ -169,9 +178,12 @@ def _property(name: str) -> property:
         if weight is None:  # as torch says it, which asks whether there is such an attribute
             raise AttributeError(f"{type(module).__name__!r} object has no attribute {name!r}")
         # torch moves a parameter by reading it under its name: what it reads is what it will train.
-        if not torch.compiler.is_compiling() and sys._getframe(1).f_code.co_name in _MOVING:
+        if not torch.compiler.is_compiling() and sys._getframe(1).f_code.co_name in _MEANING_THE_PARAMETER:
             return weight
-        quantized: Tensor = vars(module)[_WEIGHTS][name](weight)
+        weights = vars(module).get(_WEIGHTS)
+        if weights is None:  # another layer that somebody has made as `type(layer)(…)`
+            return weight
+        quantized: Tensor = weights[name](weight)
         return quantized
 
     def write(module: Module, value: Parameter | None) -> None:

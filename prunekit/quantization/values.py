@@ -51,8 +51,8 @@ class QuantizedWeight:
     def _values(self, weight: Tensor) -> Tensor:
         values = self.quantizer.quantize(self.name, weight, self.context)
         _must_stand_for(values, weight, self.name)
-        mask = self.masks.get(self.name)
-        return values if mask is None else values * mask.to(values.device)
+        # Not `get`, which catches a KeyError: what torch.compile has compiled would never see a mask that comes later.
+        return values * self.masks[self.name].to(values.device) if self.name in self.masks else values
 
 
 @dataclass(eq=False)
