@@ -246,6 +246,8 @@ class Optimizers:
         self._stepped[names] = None
         self._ever_stepped = True
         self._on_step()
+        if self._in_minibatch and self._masks.hides and self._holds_a_part(optimizer):
+            self._masks.begin_forward_again(names)  # a generator is trained through the discriminator that has stepped
 
     def _wrapped(self, closure: Callable[..., Any], optimizer: Optimizer) -> Callable[..., Any]:
         if isinstance(closure, _MaskedClosure) and closure.owner is self:

@@ -47,6 +47,10 @@ class Masks(Mapping[str, Tensor]):
         entry.mask = entry.mask.contiguous()
         return entry.mask
 
+    def __contains__(self, name: object) -> bool:
+        # Not Mapping's, which catches a KeyError: torch.compile would not notice when there is a mask at last.
+        return name in self.entries
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
 
@@ -261,6 +265,21 @@ class Masks(Mapping[str, Tensor]):
             entry.apply_in_forward()
             if weights is not None:
                 self._copies[name] = Unmasked(entry, weights)
+
+    @property
+    def hides(self) -> bool:
+        """Whether a forward pass sees other weights than the optimizer."""
+        return bool(self.entries and self._in_forward)
+
+    def begin_forward_again(self, names: frozenset[str]) -> None:
+        """An optimizer of these has stepped, and another forward pass may follow in the same mini-batch.
+
+        What it is not to see is set aside in any case, so that the step is not lost where none follows.
+        """
+        for name in [name for name in self._in_forward if name in names]:
+            entry, weights = self._in_forward[name], self.parameters[name].detach().clone()
+            entry.apply_in_forward()
+            self._copies[name] = Unmasked(entry, weights)
 
     def end_forward(self, only: frozenset[str] | None = None) -> None:
         """Put the unmasked weights of these parameters back, if any were set aside and nobody has written others."""
