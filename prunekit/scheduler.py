@@ -464,7 +464,11 @@ class CompressionScheduler:
         return apply_masks(copy, self._execution.masks, self.model)
 
     def sparsity(self, name: str | None = None) -> float:
-        """The fraction of zeros in a parameter, or in all, counted from the tensors as a forward pass sees them."""
+        """The fraction of zeros in a parameter, or in all, counted from the tensors as a forward pass sees them.
+
+        Raises:
+            PrunekitError: the model has no parameter of this name.
+        """
         return self._execution.sparsity(name)
 
     def take_masks(self, source: object = None) -> None:

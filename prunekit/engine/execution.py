@@ -22,7 +22,7 @@ from prunekit.engine.order import Order
 from prunekit.engine.quantizers import Quantizers
 from prunekit.engine.state import check_fit, fingerprint, fitting_masks, renamed, stateful
 from prunekit.engine.windows import Windows
-from prunekit.errors import Problem, PrunekitError, ScheduleError
+from prunekit.errors import Problem, PrunekitError, ScheduleError, did_you_mean
 from prunekit.model.masks import Masks
 from prunekit.model.optimizer import learning_rates, set_groups
 from prunekit.model.parameters import Parameters, must_have_values
@@ -203,9 +203,20 @@ class Execution:
         return self.quantizers.forward
 
     def sparsity(self, name: str | None = None) -> float:
-        """The fraction of zeros in a parameter, or in all, as a forward pass sees them."""
+        """The fraction of zeros in a parameter, or in all, as a forward pass sees them.
+
+        Raises:
+            PrunekitError: the model has no such parameter.
+        """
         self.binding.look_up(self.progress)
-        parameters = must_have_values(Parameters.of(self.model).by_name, name)
+        found = Parameters.of(self.model)
+        if name is not None:
+            name = found.aliases.get(name, name)  # a tied parameter has several
+            if name not in found.by_name:
+                raise PrunekitError(
+                    f"the model has no parameter {name!r}{did_you_mean(name, [*found.by_name, *found.aliases])}"
+                )
+        parameters = must_have_values(found.by_name, name)
         if name is not None:
             return self._sparsity(name, parameters[name])
         total = sum(parameter.numel() for parameter in parameters.values())
