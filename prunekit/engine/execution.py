@@ -205,7 +205,9 @@ class Execution:
     def sparsity(self, name: str | None = None) -> float:
         """The fraction of zeros in a parameter, or in all, as a forward pass sees them."""
         self.binding.look_up(self.progress)
-        parameters = must_have_values(Parameters.of(self.model).by_name, name)
+        found = Parameters.of(self.model)
+        name = None if name is None else found.aliases.get(name, name)
+        parameters = must_have_values(found.by_name, name)
         if name is not None:
             return self._sparsity(name, parameters[name])
         total = sum(parameter.numel() for parameter in parameters.values())
