@@ -65,7 +65,8 @@ def train(
 
     Raises:
         ScheduleError: every problem in the schedule and in how it fits the model; nothing has been trained or written.
-        StateError: there is no checkpoint to resume from, or it belongs to another run; or the masks do not fit.
+        StateError: there is no checkpoint to resume from, or it belongs to another run, or has more epochs behind it
+            than this run is to have; or the masks do not fit.
         ApplicationError: the application can't be trained; what it raises itself gets a note that says in which part.
             Before the first step, nothing is left of the run.
         PrunekitError: the folder already holds another run.
@@ -116,8 +117,8 @@ def _checkpoint(folder: Path | None, resume: bool, epochs: int) -> dict[str, Any
         return None
     if resume:
         checkpoint = load_checkpoint(folder)
-        if checkpoint["epoch"] > epochs:
-            raise StateError(f"{str(folder)!r} has {checkpoint['epoch']} epochs behind it: it can't be a run of {epochs}")
+        if (done := checkpoint["epoch"]) > epochs:
+            raise StateError(f"{str(folder)!r} has {done} epochs behind it: it can't be a run of {epochs}")
         return checkpoint
     if (folder / CHECKPOINT).exists() or (folder / FILE_NAME).exists():
         raise PrunekitError(f"{str(folder)!r} already holds a run; resume it or choose another folder")
