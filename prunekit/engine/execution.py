@@ -22,7 +22,7 @@ from prunekit.engine.order import Order
 from prunekit.engine.quantizers import Quantizers
 from prunekit.engine.state import check_fit, fingerprint, fitting_masks, renamed, stateful
 from prunekit.engine.windows import Windows
-from prunekit.errors import Problem, PrunekitError, ScheduleError
+from prunekit.errors import Problem, PrunekitError, ScheduleError, did_you_mean
 from prunekit.model.masks import Masks
 from prunekit.model.optimizer import learning_rates, set_groups
 from prunekit.model.parameters import Parameters, must_have_values
@@ -207,6 +207,8 @@ class Execution:
         self.binding.look_up(self.progress)
         found = Parameters.of(self.model)
         name = None if name is None else found.aliases.get(name, name)
+        if name is not None and name not in found.by_name:
+            raise PrunekitError(f"the model has no parameter {name!r}{did_you_mean(name, found.by_name)}")
         parameters = must_have_values(found.by_name, name)
         if name is not None:
             return self._sparsity(name, parameters[name])
