@@ -125,10 +125,10 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def shortened(value: object, most: int = 60) -> str:
-    """A value as text that fits into a message.
+    """A value as text that fits into a message, on one line: a module's or a tensor's own text has many.
 
     >>> shortened("a" * 100, most=10)
     "'aaaaaa..."
     """
-    text = repr(value)
+    text = " ".join(line.strip() for line in repr(value).splitlines())
     return text if len(text) <= most else f"{text[: most - 3]}..."

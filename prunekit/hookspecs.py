@@ -12,7 +12,7 @@ A training loop fires them in this order:
             total_loss.backward()
             before_parameter_optimization
             optimizer.step()                masks are enforced
-            on_minibatch_end                regularizers drop weights
+            on_minibatch_end                regularizers drop weights; in steps, the rate of the next
         on_epoch_end                        the learning rate of the next epoch
     on_train_end
 

@@ -25,6 +25,7 @@ from prunekit.engine.conflicts import missed, without_metrics
 from prunekit.engine.copies import Copy, apply_masks, masked_copy, must_be_copyable
 from prunekit.engine.execution import Execution
 from prunekit.engine.foreign_masks import foreign_masks
+from prunekit.engine.given import must_be_of_their_kinds
 from prunekit.engine.policies import Policy
 from prunekit.engine.spellings import also_spelled, must_be_metrics, must_be_optimizer
 from prunekit.engine.stage import Stage, stage_of
@@ -64,6 +65,7 @@ class CompressionScheduler:
 
     Raises:
         ScheduleError: every problem found in the schedule, before anything is changed.
+        PrunekitError: an argument is no schedule, model, optimizer, trace or sequence of listeners.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class CompressionScheduler:
         plugins: Plugins | None = None,
         listeners: Sequence[object] = (),
     ) -> None:
+        must_be_of_their_kinds(schedule, model, trace, listeners)
         self.schedule, self.model, optimizers = schedule, model, sequence_of(optimizer)
         self.trace = trace or Trace()
         self._given = plugins = plugins or load_plugins()
@@ -467,7 +470,7 @@ class CompressionScheduler:
         """The fraction of zeros in a parameter, or in all, counted from the tensors as a forward pass sees them.
 
         Raises:
-            PrunekitError: the model has no parameter of this name.
+            PrunekitError: the model has no such parameter, or one without values.
         """
         return self._execution.sparsity(name)
 

@@ -368,6 +368,19 @@ def test_every_line_that_the_code_can_write_is_on_the_page_of_the_trace() -> Non
     assert sorted(LINES_OF_THE_PAGE) == sorted(written)
 
 
+def test_every_warning_of_a_plugin_is_on_the_page_of_the_trace_and_on_its_card() -> None:
+    described = {
+        row[0].strip("`"): re.findall(r"`([\w-]+)`", row[2]) for row in table(ROOT / "docs" / "trace.md", "warning")
+    }
+    written: dict[str, list[str]] = {}
+    for path in sorted(ROOT.glob("plugins/*/src/*.py")):
+        plugin, card = path.parents[1], (path.parents[1] / "README.md").read_text(encoding="utf-8")
+        for warning in re.findall(r'\.warn\(\s*"([^"]+)"', path.read_text(encoding="utf-8")):
+            written.setdefault(warning, []).append(plugin.name)
+            assert f"`{warning}`" in " ".join(card.split()), plugin.name
+    assert described == written
+
+
 def events_of(tree: ast.Module) -> Iterator[str]:
     """The constants that stand where an event is expected: in calls of the trace, and of what has an `event`."""
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]

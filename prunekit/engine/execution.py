@@ -210,12 +210,11 @@ class Execution:
         """
         self.binding.look_up(self.progress)
         found = Parameters.of(self.model)
-        if name is not None:
-            name = found.aliases.get(name, name)  # a tied parameter has several
-            if name not in found.by_name:
-                raise PrunekitError(
-                    f"the model has no parameter {name!r}{did_you_mean(name, [*found.by_name, *found.aliases])}"
-                )
+        name = None if name is None else found.aliases.get(name, name)  # a tied parameter has several
+        if name is not None and name not in found.by_name:
+            raise PrunekitError(
+                f"the model has no parameter {name!r}{did_you_mean(name, [*found.by_name, *found.aliases])}"
+            )
         parameters = must_have_values(found.by_name, name)
         if name is not None:
             return self._sparsity(name, parameters[name])

@@ -117,18 +117,31 @@ class Schedule:
 
     def warnings(self) -> list[Problem]:
         """What is allowed and probably not meant: no version, components that no policy uses, equal keys and values."""
-        used = {(policy.kind, policy.instance_name) for policy in (*self.policies, *self.without_window)}
-        found = list(self.source.warnings)
-        found += [
-            self.source.problem(spec.path, f"no policy uses the {spec.kind} {spec.name!r}")
-            for spec in self.components
-            if (spec.kind, spec.name) not in used
-        ]
+        found = [*self.source.warnings, *self._unused()]
         if isinstance(self.source.data, dict) and "version" not in self.source.data:
             found.append(self.source.problem((), f"no version is given; {VERSION} is assumed"))
-        if not self.policies:
+        if not self.policies and not self._policies_in_source():
             found.append(self.source.problem(("policies",), "no policy: this schedule does nothing"))
         return found
+
+    def _unused(self) -> list[Problem]:
+        """A warning for each component that no policy uses, as far as policies could be understood."""
+        policies = (*self.policies, *self.without_window)
+        if len(self._policies_in_source()) > len(policies):
+            return []
+        used = {(policy.kind, policy.instance_name) for policy in policies}
+        # A policy that names none which there is means one of them.
+        unclear = {kind for kind, name in used if self.component(kind, name) is None}
+        return [
+            self.source.problem(spec.path, f"no policy uses the {spec.kind} {spec.name!r}")
+            for spec in self.components
+            if (spec.kind, spec.name) not in used and spec.kind not in unclear
+        ]
+
+    def _policies_in_source(self) -> Sequence[Any]:
+        """The policies that the source has, those included that could not be understood."""
+        data = self.source.data.get("policies") if isinstance(self.source.data, dict) else None
+        return data if isinstance(data, list) else () if data is None else (data,)
 
 
 def parse(source: Source) -> Schedule:

@@ -26,7 +26,7 @@ def load_checkpoint(run_dir: str | Path, *, mmap: bool = False) -> dict[str, Any
     path = Path(run_dir)
     path = path if path.is_file() else path / CHECKPOINT
     if not path.is_file():
-        raise StateError(f"no run to resume in {str(run_dir)!r}: there is no {CHECKPOINT}")
+        raise StateError(f"no run in {str(run_dir)!r}: there is no {CHECKPOINT}")
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:

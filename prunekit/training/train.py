@@ -65,7 +65,8 @@ def train(
 
     Raises:
         ScheduleError: every problem in the schedule and in how it fits the model; nothing has been trained or written.
-        StateError: there is no checkpoint to resume from, or it belongs to another run; or the masks do not fit.
+        StateError: there is no checkpoint to resume from, or it belongs to another run, or has more epochs behind it
+            than this run is to have; or the masks do not fit.
         ApplicationError: the application can't be trained; what it raises itself gets a note that says in which part.
             Before the first step, nothing is left of the run.
         PrunekitError: the folder already holds another run.
@@ -73,7 +74,7 @@ def train(
     """
     folder = None if run_dir is None else Path(run_dir)
     must_be_trainable(application)
-    checkpoint, foreign = _checkpoint(folder, resume), _foreign_masks(masks_from, application, resume)
+    checkpoint, foreign = _checkpoint(folder, resume, epochs), _foreign_masks(masks_from, application, resume)
     found = None if folder is None or not folder.exists() else frozenset(path.name for path in folder.iterdir())
     warn = Warnings(on_warning or (lambda text: warnings.warn(text, stacklevel=4)))
     trace = Trace(folder, trace_level, logger=warn)
@@ -109,13 +110,16 @@ def dense_schedule(schedule: Schedule) -> Schedule:
     return Schedule(components, [policy for policy in schedule.policies if policy.kind == LR_SCHEDULER.name])
 
 
-def _checkpoint(folder: Path | None, resume: bool) -> dict[str, Any] | None:
+def _checkpoint(folder: Path | None, resume: bool, epochs: int) -> dict[str, Any] | None:
     if resume and folder is None:
         raise StateError("no run to resume: run_dir says where")
     if folder is None:
         return None
     if resume:
-        return load_checkpoint(folder)
+        checkpoint = load_checkpoint(folder)
+        if (done := checkpoint["epoch"]) > epochs:
+            raise StateError(f"{str(folder)!r} has {done} epochs behind it: it can't be a run of {epochs}")
+        return checkpoint
     if (folder / CHECKPOINT).exists() or (folder / FILE_NAME).exists():
         raise PrunekitError(f"{str(folder)!r} already holds a run; resume it or choose another folder")
     return None

@@ -325,7 +325,7 @@ def test_what_can_not_be_resumed_is_refused() -> None:
     both = run("--resume", "run", "--run-dir", "other")
     assert (both.exit_code, both.stderr) == (2, "error: --resume goes on in its own folder: give no --run-dir\n")
     empty = run("--resume", ".")
-    assert (empty.exit_code, empty.stderr) == (1, "error: no run to resume in '.': there is no checkpoint.pt\n")
+    assert (empty.exit_code, empty.stderr) == (1, "error: no run in '.': there is no checkpoint.pt\n")
     Path("agp.v1.yaml").write_text(SCHEDULE.replace("final_sparsity: 0.75", "final_sparsity: 0.80"))
     other = run("agp.v1.yaml", "--resume", "run")
     assert other.exit_code == 1

@@ -96,3 +96,10 @@ def test_masks_that_do_not_fit_are_refused_before_anything_is_written(change, me
     assert result.exit_code == 1
     assert message in result.stderr
     assert not Path("second").exists()
+
+
+def test_a_folder_that_holds_no_run_is_refused_before_anything_is_written():
+    Path("empty").mkdir()
+    result = run("second.yaml", "--app", APP, "--masks-from", "empty", "--run-dir", "second")
+    assert (result.exit_code, result.stderr) == (1, "error: no run in 'empty': there is no checkpoint.pt\n")
+    assert not Path("second").exists()

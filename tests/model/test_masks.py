@@ -311,6 +311,7 @@ def test_tied_weights_are_pruned_once_under_either_name() -> None:
         scheduler.on_epoch_begin(0)
         assert list(scheduler.masks) == ["embed.weight"]
         assert zeros(model.head.weight) == 12
+        assert (scheduler.sparsity("embed.weight"), scheduler.sparsity("head.weight")) == (0.5, 0.5)
 
 
 def test_a_changing_mask_does_not_recompile_a_compiled_model() -> None:

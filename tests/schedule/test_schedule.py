@@ -12,6 +12,8 @@ from helpers import TRICKY
 from hypothesis import given, settings, strategies as st
 
 from prunekit import ComponentSpec, PolicySpec, PrunekitError, Schedule, ScheduleError, Window
+from prunekit.schedule.schedule import parse
+from prunekit.schedule.yaml_source import Source
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "schedules"
 TEXT = """\
@@ -252,6 +254,23 @@ def test_what_is_probably_not_meant_is_a_warning_with_its_place() -> None:
         "s.yaml:2:10: policies: no policy: this schedule does nothing"
     ]
     assert [str(w) for w in PYTHON.warnings()] == []
+
+
+@pytest.mark.parametrize(
+    "policies",
+    [
+        "[{pruner: {instance_name: p}, epochs: 3}]",
+        "[{prunner: {instance_name: p}, epochs: [3]}]",
+        "[{pruner: {instance_nam: p}, epochs: [3]}]",
+        "[{pruner: {instance_name: pp}, epochs: [3]}]",
+        "[3]",
+        "{pruner: {instance_name: p}, epochs: [3]}",
+    ],
+)
+def test_a_policy_that_is_wrong_is_no_reason_to_say_that_there_is_none(policies: str) -> None:
+    schedule = parse(Source.from_text(f"version: 1\npruners: {{p: {{class: A}}}}\npolicies: {policies}\n"))
+    assert schedule.problems() != []
+    assert schedule.warnings() == []
 
 
 def test_frequency_is_one_and_args_may_be_empty() -> None:

@@ -331,6 +331,8 @@ def test_a_finished_run_resumes_to_the_same_result(tmp_path: Path) -> None:
     result = train(application(), agp(), 6, run_dir=tmp_path, seed=5)
     again = train(application(), agp(), 6, run_dir=tmp_path, resume=True)
     assert (again.loss, again.parameters, again.epochs) == (result.loss, result.parameters, result.epochs)
+    with pytest.raises(StateError, match=r"has 6 epochs behind it: it can't be a run of 5"):
+        train(application(), agp(), 5, run_dir=tmp_path, resume=True)
 
 
 def test_a_run_resumes_only_as_itself(tmp_path: Path) -> None:
