@@ -427,7 +427,7 @@ def test_a_wrapper_and_the_optimizer_inside_have_one_rate_and_are_not_told_apart
     optimizer = MAKERS[name](model.parameters())
     run_decaying(model, optimizer, [optimizer], recorder)
     assert rates_of(optimizer) == [0.025]
-    assert [line for line in recorder.lines if line["level"] == "warning"] == []
+    assert recorder.warnings == []
 
 
 def test_an_optimizer_given_with_an_event_has_its_own_base_and_the_others_keep_theirs() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import MLP, SILENT, batches, pruning, through_a_file, train_attached, train_explicit, window
+from helpers import MLP, SILENT, batches, equal, pruning, through_a_file, train_attached, train_explicit, window
 from torch import nn
 
 from prunekit import (
@@ -100,16 +100,6 @@ class Run:
         self.start()
         for part, saved in zip((self.model, self.optimizer, self.scheduler), state, strict=True):
             part.load_state_dict(saved)
-
-
-def equal(one: Any, other: Any) -> bool:
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(equal, one, other))
-    return bool(one == other)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
