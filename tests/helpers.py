@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from prunekit import CompressionScheduler, Plugins, Progress, ScheduleError, Trace, Window, load_plugins
 from prunekit.components import Context
@@ -118,6 +119,14 @@ class Recorder:
     def events(self, *events: str) -> list[dict[str, Any]]:
         return [line for line in self.lines if line["event"] in events]
 
+    def values(self, event: str, *keys: str) -> list[list[Any]]:
+        """What each line of this event says under these keys."""
+        return [[line.get(key) for key in keys] for line in self.events(event)]
+
+    @property
+    def warnings(self) -> list[dict[str, Any]]:
+        return [line for line in self.lines if line["level"] == "warning"]
+
 
 class Network(nn.Module):
     """The layers that schedules in the documentation name."""
@@ -133,8 +142,37 @@ class Network(nn.Module):
         return self.fc(features.mean((2, 3))) + self.fc2(torch.relu(self.fc1(images.flatten(1)[:, :12])))
 
 
+class Waits(TorchDispatchMode):
+    """How often values of a device are asked for while it is on."""
+
+    number = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.number += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def backward(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """The loss of a mini-batch, whose gradients are in the model."""
+    model.zero_grad()
+    loss = nn.functional.cross_entropy(model(batch[0]), batch[1])
+    loss.backward()
+    return loss.detach()
+
+
 def zeros(tensor: Tensor) -> int:
     return int((tensor == 0).sum())
+
+
+def equal(one: Any, other: Any) -> bool:
+    """Whether states are the same to the last bit: tensors, in mappings and sequences of any depth."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, Mapping):
+        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(equal, one, other))
+    return bool(one == other)
 
 
 # Quantizers

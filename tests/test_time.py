@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import MLP, SILENT, zeros
+from helpers import MLP, SILENT, Recorder, zeros
 from hypothesis import given, strategies as st
 from torch import nn
 
@@ -84,7 +84,7 @@ def heard_in_three_minibatches(every: int, number: int = 1, *, known: bool = Tru
             step = optimizer.step if known else partial(step_by_hand, net)
             step()
         scheduler.on_minibatch_end(0, minibatch, 3)
-    heard: list[tuple[str, int, int, bool]] = scheduler._execution.components["extensions.h"].heard
+    heard: list[tuple[str, int, int, bool]] = scheduler.components["extensions.h"].heard
     return heard
 
 
@@ -417,24 +417,12 @@ def test_whether_epochs_and_steps_overlap_nobody_can_tell() -> None:
             one.overlap(other)
 
 
-class Lines:
-    """A logger that keeps what happens, and when: (event, epoch, mini-batch)."""
-
-    def __init__(self) -> None:
-        self.lines: list[tuple[Any, ...]] = []
-
-    def info(self, event: str, **values: Any) -> None:
-        self.lines.append((event, values.get("epoch"), values.get("minibatch")))
-
-    debug = warning = error = info
-
-
 class Stepping:
     """Two epochs of `minibatches`, a step of the optimizer after `every` of them, and what each mini-batch shows."""
 
     def __init__(self, components: list[ComponentSpec], window: Window, every: int = 1, minibatches: int = 4) -> None:
         policies = [PolicySpec(spec.kind, spec.name, window) for spec in components]
-        self.net, self.log = MLP(), Lines()
+        self.net, self.log = MLP(), Recorder()
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=1.0)
         trace = Trace(logger=self.log)
         self.scheduler = CompressionScheduler(Schedule(components, policies), self.net, self.optimizer, trace=trace)
@@ -464,7 +452,7 @@ class Stepping:
         self.scheduler.on_minibatch_end(epoch, minibatch, self.number)
 
     def told(self, event: str) -> list[list[int]]:
-        return [when for what, *when in self.log.lines if what == event]
+        return self.log.values(event, "epoch", "minibatch")
 
 
 AGP = {"initial_sparsity": 0.0, "final_sparsity": 0.5, "weights": "fc1.weight", "curve": "linear"}

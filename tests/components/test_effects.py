@@ -113,7 +113,7 @@ def test_what_can_not_be_carried_out_is_refused_before_anything_is(effect: Effec
 )
 def test_a_loss_term_that_is_no_scalar_is_refused_with_its_name(value: Any, message: str) -> None:
     scheduler, *_ = returning(LossTerm("l", value))
-    scheduler._execution.bus.set_live(scheduler.policies[0].implementations(scheduler.progress))
+    scheduler.on_epoch_begin(1)  # in which it returns nothing yet
     with pytest.raises(PluginError) as error:
         scheduler.total_loss(torch.ones(()))
     assert str(error.value) == message
@@ -122,7 +122,7 @@ def test_a_loss_term_that_is_no_scalar_is_refused_with_its_name(value: Any, mess
 
 def test_an_effect_is_no_loss_term() -> None:
     scheduler, *_ = returning(DropMasks(()))
-    scheduler._execution.bus.set_live(scheduler.policies[0].implementations(scheduler.progress))
+    scheduler.on_epoch_begin(1)  # in which it returns nothing yet
     with pytest.raises(PluginError, match=r"before_backward_pass of .* returned DropMasks\(.*; a LossTerm or None was"):
         scheduler.total_loss(torch.ones(()))
 

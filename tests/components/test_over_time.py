@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import MLP, SILENT, batches
+from helpers import MLP, SILENT, batches, equal
 from torch import Tensor, nn
 from torch.nn import Parameter
 
@@ -212,10 +212,6 @@ class Middle:
             self.scheduler.on_epoch_end(epoch)
 
 
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
-
-
 UNITS = {"granularity": {"dim": 0}, "weights": ["fc1.weight"]}
 ROWS = {"group_type": "Rows", "weights": ["fc1.weight"]}
 KEYS: dict[str, tuple[str, str, Any]] = {
@@ -263,8 +259,8 @@ def test_at_the_middle_of_its_window_a_value_is_that_of_its_curve(name: str, uni
         return {key: tensor for key, tensor in seen.items() if key.endswith(LEAVES_TRACES.get(name, ""))}
 
     changing, constant = middle(change(first, last)), [middle(value) for value in (first, mean, last)]
-    assert [same(changing, each) for each in constant] == [False, True, False]
-    assert same(middle(change(first, last, "one-shot")), constant[-1])
+    assert [equal(changing, each) for each in constant] == [False, True, False]
+    assert equal(middle(change(first, last, "one-shot")), constant[-1])
 
 
 WIRED = {"weights": ["fc?.weight"], "desired_sparsity": 0.5}
@@ -275,11 +271,11 @@ def test_set_swaps_as_many_as_its_curve_says(unit: str) -> None:
     def masks(zeta: Any) -> list[dict[str, Tensor]]:
         return Middle("pruner", "SETPruner", unit, {**WIRED, "zeta": zeta}).seen
 
-    assert same(masks(change(0.4, 0.4))[2], masks(0.4)[2])
-    assert not same(masks(change(0.4, 0.1))[2], masks(0.4)[2])
+    assert equal(masks(change(0.4, 0.4))[2], masks(0.4)[2])
+    assert not equal(masks(change(0.4, 0.1))[2], masks(0.4)[2])
     stops = masks(change(0.4, 0.0, [0, 1, 1]))
-    assert same(stops[2], stops[4]), "from the middle on nothing is swapped"
-    assert not same(stops[0], stops[2])
+    assert equal(stops[2], stops[4]), "from the middle on nothing is swapped"
+    assert not equal(stops[0], stops[2])
 
 
 @pytest.mark.parametrize("unit", ["epoch", "step"])
@@ -290,8 +286,8 @@ def test_rigl_swaps_as_many_as_its_curve_says(unit: str) -> None:
         return Middle("pruner", "RigLPruner", unit, {**WIRED, "delta_t": 1, "alpha": alpha, **keys}).seen
 
     own, changed = masks(0.6, t_end=4), masks(change(0.6, 0.0, "cosine"))
-    assert [same(*pair) for pair in zip(own, changed, strict=True)] == [True] * 5
-    assert not same(masks(change(0.6, 0.1))[2], masks(change(0.6, 0.6))[2])
+    assert [equal(*pair) for pair in zip(own, changed, strict=True)] == [True] * 5
+    assert not equal(masks(change(0.6, 0.1))[2], masks(change(0.6, 0.6))[2])
 
 
 @pytest.mark.parametrize("unit", ["epoch", "step"])
@@ -329,7 +325,7 @@ def test_agp_is_the_level_pruner_with_a_curve(unit: str) -> None:
     level = {"levels": {"fc1.weight": change(0.1, 0.8, "cubic")}}
     one = Middle("pruner", "AutomatedGradualPruner", unit, agp).seen
     other = Middle("pruner", "SparsityLevelParameterPruner", unit, level).seen
-    assert [same(*pair) for pair in zip(one, other, strict=True)] == [True] * 5
+    assert [equal(*pair) for pair in zip(one, other, strict=True)] == [True] * 5
 
 
 def test_levels_of_a_policy_may_change_too() -> None:

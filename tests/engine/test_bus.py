@@ -447,10 +447,10 @@ def test_two_schedulers_share_no_bus() -> None:
     first, second = (
         CompressionScheduler.from_dict(SCHEDULE, MLP(), torch.optim.SGD(MLP().parameters()), trace=SILENT) for _ in "ab"
     )
-    assert [scheduler._execution.bus._live for scheduler in (first, second)] == [(), ()]
+    buses = [scheduler._execution.bus for scheduler in (first, second)]
+    before = [bus.callers for bus in buses]
     first.on_epoch_begin(0)
-    assert first._execution.bus._live
-    assert second._execution.bus._live == ()
+    assert [bus.callers is callers for bus, callers in zip(buses, before, strict=True)] == [False, True]
 
 
 def test_an_effect_may_come_from_any_hook() -> None:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from engine.test_optimizers import SAM, Delegating, NoOptimizer, SlowWeights
 from helpers import MLP, SILENT, batches, pruning, window, zeros
+from own_optimizers import SAM, Delegating, NoOptimizer, SlowWeights
 from torch import Tensor, nn
 from torch.optim import LBFGS, SGD, Adam, Optimizer
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import MLP, SILENT, Recorder, batches, pruning, train_attached, window, zeros
 from torch import nn
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from prunekit import Application, CompressionScheduler, PrunekitError, ScheduleError, Trace, train
 from prunekit.cli.report import summary
-from tests.helpers import MLP, SILENT, Recorder, batches, pruning, train_attached, window, zeros
 
 QUANTIZING = {
     "version": 1,
@@ -239,11 +239,11 @@ def test_an_epoch_that_was_left_in_the_middle_counts_when_training_ends() -> Non
     log = Recorder()
     *_, scheduler = started(pruning(when=window(0, 2)), epochs=1, trace=Trace(logger=log))
     scheduler.on_train_end()
-    assert [line for line in log.lines if line["level"] == "warning"] == []
+    assert log.warnings == []
     other = CompressionScheduler.from_dict(pruning(), MLP(), trace=Trace(logger=log))
     other.on_train_begin()
     other.on_train_end()
-    assert [line for line in log.lines if line["level"] == "warning"] == []
+    assert log.warnings == []
 
 
 def test_a_closed_scheduler_puts_no_hook_on_an_optimizer_that_it_is_given() -> None:
@@ -347,7 +347,7 @@ def test_the_second_schedule_reaches_its_own_sparsity() -> None:
         step(model, optimizer, x, y)
     train_attached(second, optimizer, 3)
     assert (zeros(model.fc1.weight), second.sparsity("fc1.weight")) == (24, 0.25)
-    assert [line for line in log.lines if line["level"] == "warning"] == []
+    assert log.warnings == []
 
 
 def test_a_schedule_that_is_refused_leaves_the_one_before_it_alone() -> None:
@@ -383,7 +383,7 @@ def test_two_schedulers_of_different_parameters_do_not_disturb_each_other() -> N
     for x, y in batches():
         step(model, optimizer, x, y)
     assert (zeros(model.fc1.weight), zeros(model.fc2.weight)) == (48, 16)
-    assert [line for line in log.lines if line["level"] == "warning"] == []
+    assert log.warnings == []
 
 
 def test_two_schedulers_that_set_one_learning_rate_are_warned_about() -> None:
@@ -392,7 +392,7 @@ def test_two_schedulers_that_set_one_learning_rate_are_warned_about() -> None:
     first = CompressionScheduler.from_dict(REGULARIZING, model, optimizer, trace=SILENT)
     second = CompressionScheduler.from_dict(REGULARIZING, model, optimizer, trace=Trace(logger=log))
     who = ["ExponentialLR 'lr', policies[1], prunekit-torch-lr 0.1.0"]
-    assert [line for line in log.lines if line["level"] == "warning"] == [
+    assert log.warnings == [
         {"level": "warning", "event": "two schedulers set one learning rate", "older": who, "newer": who}
     ]
     assert first.attached and second.attached

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import MLP, SILENT, batches, pruning, train_attached, train_explicit, window
+from helpers import MLP, SILENT, batches, equal, pruning, train_attached, train_explicit, window
 from torch import Tensor, nn
 
 from prunekit import (
@@ -144,10 +144,6 @@ def weights(net: nn.Module) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in net.state_dict().items()}
 
 
-def same(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
 @pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES)
 def test_a_copy_of_model_optimizer_and_scheduler_trains_as_the_original_would(schedule):
     run, optimizer = begun(schedule)
@@ -156,10 +152,10 @@ def test_a_copy_of_model_optimizer_and_scheduler_trains_as_the_original_would(sc
     assert (twin.model, twin.optimizer) == (net, twin_optimizer)
     before = weights(run.model)
     train_attached(twin, twin_optimizer, 4)
-    assert same(weights(run.model), before)
+    assert equal(weights(run.model), before)
     train_attached(run, optimizer, 4)
-    assert same(weights(run.model), weights(net))
-    assert same(run.masks, twin.masks)
+    assert equal(weights(run.model), weights(net))
+    assert equal(run.masks, twin.masks)
 
 
 def test_a_scheduler_alone_is_copied_with_its_model_and_optimizer():

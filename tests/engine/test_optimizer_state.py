@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-from engine.test_optimizers import Delegating, OwnRate, SlowWeights, backward
-from helpers import MLP, SILENT, Recorder, batches, pruning, window, without_listeners
+from helpers import MLP, SILENT, Recorder, backward, batches, pruning, window, without_listeners
+from own_optimizers import Delegating, OwnRate, SlowWeights
 from torch import Tensor, nn
 from torch.optim import ASGD, SGD, Adagrad, Adam, AdamW, NAdam, Optimizer, RMSprop, Rprop
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import MLP, Recorder, batches, pruning, train_attached, train_explicit, window
 from torch import Tensor, nn
 
 from prunekit import ComponentSpec, CompressionScheduler, PolicySpec, PrunekitError, Schedule, Trace, Window, hookimpl
 from prunekit.components import LossTerm
 from prunekit.engine.building.build import build
 from prunekit.plugins.loading import load_plugins
-from tests.helpers import MLP, Recorder, batches, pruning, train_attached, train_explicit, window
 
 AGP = {"initial_sparsity": 0.0, "final_sparsity": 0.8, "weights": "fc1.weight", "curve": "linear"}
 RANKED = {"granularity": {"dim": 0}}
@@ -34,8 +34,7 @@ class Told:
     @property
     def warnings(self) -> list[Any]:
         """The problem of each, or its event with its keys."""
-        lines = [line for line in self.log.lines if line["level"] == "warning"]
-        return [line.get("problem", {key: v for key, v in line.items() if key != "level"}) for line in lines]
+        return [line.get("problem", {k: v for k, v in line.items() if k != "level"}) for line in self.log.warnings]
 
 
 def schedule(kind: str, when: Mapping[str, Any], **keys: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import Recorder
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import ExponentialLR, LambdaLR, OneCycleLR
 
@@ -18,24 +19,6 @@ from prunekit.engine.learning_rate import LearningRateSchedule
 from prunekit.progress import Progress
 
 MINIBATCHES = 4
-
-
-class Log:
-    """A logger that keeps warnings."""
-
-    def __init__(self) -> None:
-        self.warnings: list[tuple[str, dict[str, Any]]] = []
-
-    def warning(self, event: str, **values: Any) -> None:
-        self.warnings.append((event, values))
-
-    def debug(self, event: str, **values: Any) -> None: ...
-
-    info = error = debug
-
-    def of(self, event: str, *keys: str) -> list[list[Any]]:
-        """These values of each warning."""
-        return [[values[key] for key in keys] for name, values in self.warnings if name == event]
 
 
 def decays(unit: str = "epoch", start: int = 0, end: int = 4, **args: Any) -> dict[str, Any]:
@@ -57,7 +40,7 @@ class Loop:
     """
 
     def __init__(self, data: Mapping[str, Any], optimizer: Optimizer, **more: Any) -> None:
-        self.log, self.optimizer = Log(), optimizer
+        self.log, self.optimizer = Recorder(), optimizer
         trace = Trace(logger=self.log)
         self.scheduler = CompressionScheduler.from_dict(data, torch.nn.Linear(1, 1), optimizer, trace=trace, **more)
         self.rates: list[float] = []
@@ -81,7 +64,7 @@ class Loop:
 
 
 def moves(loop: Loop) -> list[list[Any]]:
-    return loop.log.of("learning rate moved", "policy", "by", "groups", "set", "found", "epoch")
+    return loop.log.values("learning rate moved", "policy", "by", "groups", "set", "found", "epoch")
 
 
 def test_a_torch_scheduler_that_moves_the_rate_each_step_is_one_warning_at_once() -> None:
@@ -91,7 +74,7 @@ def test_a_torch_scheduler_that_moves_the_rate_each_step_is_one_warning_at_once(
     loop.after_step = lambda epoch, minibatch: theirs.step()
     loop.run()
     assert moves(loop) == [["policies[0]", "a torch LR scheduler", [0], [1.0], [0.5], 0]]
-    assert loop.log.of("learning rate moved", "minibatch") == [[0]]
+    assert loop.log.values("learning rate moved", "minibatch") == [[0]]
 
 
 def test_one_that_moves_it_between_epochs_is_heard_of_when_the_next_begins() -> None:
@@ -195,7 +178,7 @@ def test_policies_that_follow_one_another_and_extensions_are_the_schedules_own()
 def test_a_plateau_takes_what_it_finds_and_owns_what_it_has_set() -> None:
     data = decays()
     data["lr_schedulers"]["lr"] = {"class": "ReduceLROnPlateau", "factor": 0.5, "patience": 0}
-    optimizer, log = sgd(1.0), Log()
+    optimizer, log = sgd(1.0), Recorder()
     scheduler = CompressionScheduler.from_dict(data, torch.nn.Linear(1, 1), optimizer, trace=Trace(logger=log))
     rates = []
     for epoch in range(4):
@@ -205,7 +188,7 @@ def test_a_plateau_takes_what_it_finds_and_owns_what_it_has_set() -> None:
             optimizer.param_groups[0]["lr"] = 0.8
         scheduler.on_epoch_end(epoch, metrics={"min": 1.0})
     assert rates == [1.0, 0.8, 0.4, 0.4]
-    assert log.of("learning rate moved", "epoch", "set", "found") == [[2, [0.4], [0.8]]]
+    assert log.values("learning rate moved", "epoch", "set", "found") == [[2, [0.4], [0.8]]]
 
 
 def test_a_window_that_is_not_open_looks_at_nothing() -> None:
@@ -319,23 +302,14 @@ def test_a_late_window_waits_for_its_first_step_to_be_taken() -> None:
 
 
 def test_of_rates_of_each_step_the_trace_tells_the_first_and_the_last() -> None:
-    told: list[tuple[str, float]] = []
-
-    class Lines(Log):
-        def info(self, event: str, **values: Any) -> None:
-            if event == "learning rate changed":
-                told.append(("info", values["after"][0]))
-
-        def debug(self, event: str, **values: Any) -> None:
-            if event == "learning rate changed":
-                told.append(("debug", values["after"][0]))
-
-    optimizer, trace = sgd(1.0), Trace(logger=Lines(), level="debug")
+    log = Recorder()
+    optimizer, trace = sgd(1.0), Trace(logger=log, level="debug")
     scheduler = CompressionScheduler.from_dict(decays("step", end=3), torch.nn.Linear(1, 1), optimizer, trace=trace)
     for _ in scheduler.epochs(1):
         for _ in scheduler.minibatches(range(5)):
             optimizer.step()
-    assert told == [("debug", 0.5), ("debug", 0.25), ("info", 0.125)]
+    told = log.values("learning rate changed", "level", "after")
+    assert told == [["debug", [0.5]], ["debug", [0.25]], ["info", [0.125]]]
 
 
 # Jumps
@@ -352,8 +326,8 @@ def jump(before: float, after: float, epoch: int) -> str:
 def told(data: Mapping[str, Any], optimizer: Optimizer) -> list[str]:
     loop = Loop(data, optimizer)
     loop.run(5)
-    assert loop.log.of("learning rate jumps", "before") == [], "it is said once"
-    return [text.partition(": ")[2] for (text,) in loop.log.of("schedule", "problem")]
+    assert loop.log.values("learning rate jumps", "before") == [], "it is said once"
+    return [text.partition(": ")[2] for (text,) in loop.log.values("schedule", "problem")]
 
 
 @pytest.mark.parametrize(
@@ -382,7 +356,7 @@ def test_a_jump_that_only_training_shows_is_in_the_trace() -> None:
     loop = Loop(decays("step", start=5, end=9), sgd(1.0 / 32, initial_lr=1.0))
     loop.after_step = lambda epoch, minibatch: loop.optimizer.param_groups[0].update(lr=1.0)
     loop.run(2)
-    assert loop.log.of("learning rate jumps", "policy", "before", "after", "advice", "epoch", "minibatch") == [
+    assert loop.log.values("learning rate jumps", "policy", "before", "after", "advice", "epoch", "minibatch") == [
         ["policies[0]", 1.0, 0.5**6, "args: {relative: true}", 1, 1]
     ]
 
@@ -426,7 +400,7 @@ def test_a_metric_that_will_be_needed_is_missed_as_soon_as_an_epoch_ends_without
     for epoch in range(2):
         loop.scheduler.on_epoch_begin(epoch)
         loop.scheduler.on_epoch_end(epoch, metrics=metrics)
-    ((epoch, (lacking,)),) = loop.log.of("metrics missing", "epoch", "lacking")
+    ((epoch, (lacking,)),) = loop.log.values("metrics missing", "epoch", "lacking")
     assert epoch == 0
     assert lacking.endswith(f"ReduceLROnPlateau needs on_epoch_end(metrics={{'min': …}}), got {got}")
 
@@ -438,7 +412,7 @@ def test_metrics_do_not_come_with_steps() -> None:
 
 def test_a_plateau_counts_from_nowhere() -> None:
     loop = Loop(plateau(relative=True), sgd(1.0))
-    (warning,) = loop.log.of("schedule", "problem")
+    (warning,) = loop.log.values("schedule", "problem")
     assert warning[0].endswith(
         "no effect: ReduceLROnPlateau counts its own active epochs, and starts from the rate that it finds"
     )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
-from helpers import MLP, SILENT, batches, pruning, through_a_file, train_attached, train_explicit, window
+from helpers import MLP, SILENT, batches, equal, pruning, through_a_file, train_attached, train_explicit, window
 from torch import nn
 
 from prunekit import (
@@ -24,7 +25,7 @@ from prunekit import (
 )
 from prunekit.plugins.listeners import Listener
 
-EPOCHS = 8
+EPOCHS, CUTS = 8, (1, 2, 3, 6)
 PRUNERS: dict[str, dict[str, Any]] = {
     "AutomatedGradualPruner": {"initial_sparsity": 0.1, "final_sparsity": 0.8, "weights": ["fc?.weight"]},
     "SensitivityPruner": {"sensitivities": {"fc1.weight": 0.9, "fc2.weight": 0.5}},
@@ -102,31 +103,33 @@ class Run:
             part.load_state_dict(saved)
 
 
-def equal(one: Any, other: Any) -> bool:
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(equal, one, other))
-    return bool(one == other)
-
-
 @pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize("cut", [1, 2, 3, 6])
+@pytest.mark.parametrize("cut", CUTS)
 def test_resume_equals_the_straight_run_bit_for_bit(name: str, cut: int) -> None:
     """Peers lines 2, 4 and 21: masks, statistics and progress are all state."""
-    straight, resumed = Run(SCHEDULES[name]), Run(SCHEDULES[name])
-    train_attached(straight.scheduler, straight.optimizer, EPOCHS)
-    resumed.continue_from(state_after(SCHEDULES[name], cut))
+    resumed = Run(SCHEDULES[name])
+    resumed.continue_from(states_after(name)[cut])
     train_attached(resumed.scheduler, resumed.optimizer, EPOCHS)
-    assert equal(straight.state(), resumed.state())
+    assert equal(straight(name), resumed.state())
 
 
-def state_after(schedule: dict[str, Any], epochs: int) -> Any:
-    run = Run(schedule)
-    train_explicit(run.scheduler, run.optimizer, range(epochs))
+@cache
+def straight(name: str) -> Any:
+    """What a run of this schedule comes to that nothing has interrupted."""
+    run = Run(SCHEDULES[name])
+    train_attached(run.scheduler, run.optimizer, EPOCHS)
     return run.state()
+
+
+@cache
+def states_after(name: str) -> list[Any]:
+    """The states of a run after 0, 1, 2, … epochs."""
+    run = Run(SCHEDULES[name])
+    states = [run.state()]
+    for epoch in range(max(CUTS)):
+        train_explicit(run.scheduler, run.optimizer, range(epoch, epoch + 1))
+        states.append(run.state())
+    return states
 
 
 @pytest.mark.parametrize("name", ["AutomatedGradualPruner", "SensitivityPruner", "kept", "OneCycleLR"])

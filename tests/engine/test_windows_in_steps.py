@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import MLP, SILENT, Recorder, batches, through_a_file, zeros
+from helpers import MLP, SILENT, Recorder, batches, equal, through_a_file, zeros
 from torch import nn
 
 from prunekit import (
@@ -130,16 +130,6 @@ SCHEDULES = {
     "PACT": one("quantizer", "PACTQuantizer", WINDOW, bits_weights=4, bits_activations=4),
     "exponential": one("lr_scheduler", "ExponentialLR", steps(0, 12), gamma=0.9),
 }
-
-
-def equal(one: Any, other: Any) -> bool:
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(equal, one, other))
-    return bool(one == other)
 
 
 @pytest.mark.parametrize("every", [1, 2])

@@ -139,7 +139,7 @@ def test_a_wrapper_may_change_loss_terms() -> None:
 
     scheduler, logger = wrapped(Softens(), None)
     scheduler.on_epoch_begin(0)
-    scheduler._execution.components["extensions.r0"].what = LossTerm("hard", torch.tensor(4.0))
+    scheduler.components["extensions.r0"].what = LossTerm("hard", torch.tensor(4.0))
     assert scheduler.total_loss(torch.tensor(1.0)).item() == 3
     assert changed(logger) == [([f"LossTerm 'hard' {by(0)}"], [f"LossTerm 'soft' by Softens, {__name__}"])]
 

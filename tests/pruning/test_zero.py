@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import MLP, SILENT, Recorder, batches, pruning, window, zeros
 from torch import nn
 
 from prunekit import CompressionScheduler, Trace
-from tests.helpers import MLP, SILENT, Recorder, batches, pruning, window, zeros
 
 DIM = {"granularity": {"dim": 0}}
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from helpers import Waits, equal
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -67,10 +68,6 @@ def application(**keys: Any) -> Application:
 
 def weights(model: nn.Module) -> list[Tensor]:
     return [parameter.detach().clone() for parameter in model.parameters()]
-
-
-def same(one: list[Tensor], other: list[Tensor]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def by_hand(
@@ -156,14 +153,14 @@ def test_a_step_takes_batches_of_any_form_and_trains_as_a_pair_does() -> None:
         app = application(step=step)
         app.train_loader = app.test_loader = loader(form)
         result = train(app, SCHEDULE, 2, seed=5)
-        assert same(weights(app.model), weights(pairs.model))
+        assert equal(weights(app.model), weights(pairs.model))
         assert (result.loss, result.accuracy) == (expected.loss, None)
 
 
 def test_losses_by_name_are_trained_on_as_a_sum_and_told_one_by_one() -> None:
     named, summed = application(step=two_losses), application(step=lambda m, b: sum(two_losses(m, b).values()))
     result, other = train(named, SCHEDULE, 2, seed=5), train(summed, SCHEDULE, 2, seed=5)
-    assert same(weights(named.model), weights(summed.model))
+    assert equal(weights(named.model), weights(summed.model))
     first = result.epochs[0]
     assert list(first.train_parts) == list(first.parts) == ["classes", "size"]
     assert first.train_loss == other.epochs[0].train_loss
@@ -212,7 +209,7 @@ def test_gradients_are_averaged_over_the_mini_batches_of_a_step(accumulate: int)
     steps: list[int] = []
     app.first_optimizer.register_step_post_hook(lambda *_: steps.append(1))
     train(app, SCHEDULE, 3, seed=5)
-    assert same(weights(app.model), expected)
+    assert equal(weights(app.model), expected)
     assert len(steps) == 3 * -(-5 // accumulate)
 
 
@@ -228,7 +225,7 @@ def test_gradients_are_clipped_before_the_step() -> None:
 
     expected = by_hand(reference, update)
     train(app, SCHEDULE, 3, seed=5)
-    assert same(weights(app.model), expected)
+    assert equal(weights(app.model), expected)
 
 
 @pytest.mark.parametrize("kind", [torch.bfloat16, torch.float16])
@@ -257,7 +254,7 @@ def test_mixed_precision_is_autocast_with_a_scaled_loss_where_that_is_needed(kin
     app.step = step
     result = train(app, SCHEDULE, 3, seed=5)
     assert seen == {kind}
-    assert same(weights(app.model), expected)
+    assert equal(weights(app.model), expected)
     assert result.parameters[0].sparsity == 0.75
 
 
@@ -297,7 +294,7 @@ def test_optimizers_in_a_sequence_all_step_after_one_backward_pass() -> None:
 
     expected = by_hand(reference, update)
     result = train(app, SCHEDULE, 3, seed=5)
-    assert same(weights(app.model), expected)
+    assert equal(weights(app.model), expected)
     assert result.parameters[0].sparsity == 0.75
 
 
@@ -401,7 +398,7 @@ def test_the_average_is_that_of_torch_and_what_is_evaluated_is_masked() -> None:
     averaged = weights(average.module)
     averaged[0] *= mask
     result = train(app, SCHEDULE, 3, seed=5)
-    assert same(weights(app.model), averaged)
+    assert equal(weights(app.model), averaged)
     assert result.parameters[0].nonzero == int(mask.sum()) == 12
     assert result.loss == result.epochs[-1].loss == evaluate(app).loss
     plain = train(application(), SCHEDULE, 3, seed=5)
@@ -413,7 +410,7 @@ def test_a_checkpoint_holds_the_average_and_who_exports_it_gets_that(tmp_path: P
     app, other = application(ema_decay=0.8), application(ema_decay=0.8)
     train(app, SCHEDULE, 3, seed=5, run_dir=tmp_path)
     scheduler = restored_run(load_checkpoint(tmp_path), other, str(tmp_path))
-    assert same(weights(other.model), weights(app.model))
+    assert equal(weights(other.model), weights(app.model))
     assert scheduler.sparsity("0.weight") == 0.75
     assert torch.equal(first_inputs(other), next(iter(points(24)))["x"])
 
@@ -460,7 +457,7 @@ def test_a_run_that_goes_on_ends_as_the_straight_one_bit_for_bit(
         train(first, SCHEDULE, 4, seed=5, run_dir=tmp_path, on_minibatch=stop_at(*cut))
     torch.manual_seed(99)
     resumed = train(second, SCHEDULE, 4, run_dir=tmp_path, resume=True)
-    assert same(weights(second.model), weights(straight.model))
+    assert equal(weights(second.model), weights(straight.model))
     assert [replace(e, seconds=0) for e in resumed.epochs] == [replace(e, seconds=0) for e in result.epochs]
 
 
@@ -470,7 +467,7 @@ def test_adversaries_go_on_bit_for_bit(accumulate: int, tmp_path: Path) -> None:
     train(straight, ADVERSARIES, 3, seed=5)
     train(first, ADVERSARIES, 2, seed=5, run_dir=tmp_path)
     train(second, ADVERSARIES, 3, run_dir=tmp_path, resume=True)
-    assert same(weights(second.model), weights(straight.model))
+    assert equal(weights(second.model), weights(straight.model))
 
 
 @pytest.mark.parametrize(
@@ -537,15 +534,6 @@ def test_a_best_checkpoint_that_a_killed_run_could_not_keep_is_kept_on_resume(tm
 
 
 def test_several_scalars_wait_for_the_device_no_more_often_in_a_longer_epoch() -> None:
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Waits(TorchDispatchMode):
-        number = 0
-
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            self.number += func is torch.ops.aten._local_scalar_dense.default
-            return func(*args, **(kwargs or {}))
-
     def waits(number: int) -> int:
         app = application(step=two_losses, accumulate=2, clip_norm=0.3, ema_decay=0.9, autocast=torch.bfloat16)
         app.train_loader = app.test_loader = points(number)

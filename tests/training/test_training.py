@@ -11,10 +11,9 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from helpers import without_listeners
+from helpers import Waits, without_listeners
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, Dataset
 
 from prunekit import PrunekitError, Schedule, ScheduleError, StateError
@@ -146,13 +145,6 @@ def test_mini_batches_report_the_mean_loss_so_far() -> None:
 
 
 def test_the_loop_waits_for_the_device_once_an_epoch_however_many_mini_batches_there_are() -> None:
-    class Waits(TorchDispatchMode):
-        number = 0
-
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            self.number += func is torch.ops.aten._local_scalar_dense.default
-            return func(*args, **(kwargs or {}))
-
     def waits(size: int) -> int:
         with Waits() as mode:
             train(application(size=size), agp(0, 2), 2, seed=0)
