@@ -98,6 +98,7 @@ class CompressionScheduler:
         self._begun = False
         self._metrics: Mapping[str, float] | None = None
         self._execution = Execution(schedule, model, optimizers, built, plugins.listeners, self.trace, steps_per_epoch)
+        self._execution.length = epochs or 0
         self._execution.warn([*schedule.warnings(), *built.warnings])
 
     @classmethod
@@ -346,7 +347,7 @@ class CompressionScheduler:
         run.order.end()
         run.ledger.sum_up_epoch(run.progress)
         run.optimizers.end_epoch(run.progress)
-        run.next_epoch = run.progress.next_epoch
+        run.end_epoch()
         run.windows.close("on_epoch_end", run.progress)
 
     def on_train_end(self) -> None:
