@@ -415,9 +415,10 @@ class CompressionScheduler:
             loader: anything to iterate over.
             length: the number of batches, where `len(loader)` does not tell.
         """
-        if length is None and not hasattr(loader, "__len__"):
-            raise PrunekitError("the loader has no length; say it: scheduler.minibatches(loader, length=…)")
-        total = len(loader) if length is None else length  # type: ignore[arg-type]
+        try:
+            total = len(loader) if length is None else length  # type: ignore[arg-type]
+        except TypeError as error:  # also a DataLoader of an IterableDataset, which looks as if it had one
+            raise PrunekitError("the loader has no length; say it: scheduler.minibatches(loader, length=…)") from error
         for minibatch, batch in enumerate(loader):
             self.on_minibatch_begin(self._execution.clock.epoch, minibatch, total)
             yield batch
