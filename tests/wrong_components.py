@@ -347,7 +347,6 @@ class SavesObjects(Right):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
-@dataclass
 class CountsWithinEpochs(Right):
     """Prunes less each time that it is asked within an epoch, and does not save how often that was."""
 
@@ -374,6 +373,7 @@ class StaysAtItsFirstValue(Right):
         super().__init__(sparsity if isinstance(sparsity, float) else sparsity["from"], weights)  # type: ignore[index]
 
 
+@dataclass
 class ThrowsDice(Right):
     """Draws a random number when it is made."""
 
