@@ -14,8 +14,12 @@ import sys
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import pairwise
 from typing import Any, NamedTuple
+
+StepsPerEpoch = int | Fraction
+"""How many steps of the optimizer an epoch has, on average: some may have been skipped. 0 while unknown."""
 
 
 class Progress(NamedTuple):
@@ -356,7 +360,7 @@ class Window:
     def _beginning(self, number: int) -> Progress:
         return Progress(0, 0, 0, number, 0) if self.in_steps else Progress(number)
 
-    def epochs_to_end(self, steps_per_epoch: int = 0) -> int | None:
+    def epochs_to_end(self, steps_per_epoch: StepsPerEpoch = 0) -> int | None:
         """The epochs that a run must have for the window to end within it; None if that can't be told.
 
         >>> Window(3, 9).epochs_to_end(), Window(steps=[25]).epochs_to_end(), Window(steps=[25]).epochs_to_end(10)
@@ -364,16 +368,16 @@ class Window:
         """
         return self._epochs(self._end, steps_per_epoch)
 
-    def epochs_to_act(self, steps_per_epoch: int = 0) -> int | None:
+    def epochs_to_act(self, steps_per_epoch: StepsPerEpoch = 0) -> int | None:
         """The epochs that a run must have for the policy to act once; None if that can't be told."""
         return self._epochs(self._start + 1, steps_per_epoch)
 
-    def _epochs(self, number: int, steps_per_epoch: int) -> int | None:
+    def _epochs(self, number: int, steps_per_epoch: StepsPerEpoch) -> int | None:
         if not self.in_steps:
             return number
         return -(-number // steps_per_epoch) if steps_per_epoch else None  # rounded up
 
-    def missed_by(self, epochs: int, steps_per_epoch: int = 0) -> str:
+    def missed_by(self, epochs: int, steps_per_epoch: StepsPerEpoch = 0) -> str:
         """Why a run of this many epochs never sees it, in words; empty if it does, or if that can't be told.
 
         >>> Window(3, 9).missed_by(3), Window(3, 9).missed_by(4)
@@ -386,7 +390,7 @@ class Window:
             return ""
         return f"its first {self.unit} is {self._start}, and a run of {length} ends with {length - 1}"
 
-    def cut_off_by(self, epochs: int, steps_per_epoch: int = 0) -> Progress | None:
+    def cut_off_by(self, epochs: int, steps_per_epoch: StepsPerEpoch = 0) -> Progress | None:
         """The last active moment that a run of this many epochs comes to; None if that is the window's own last.
 
         It is None too where the run never sees the window, or where that can't be told.
@@ -399,7 +403,7 @@ class Window:
             return None
         return self._beginning(self.active[bisect_left(self.active, length) - 1])
 
-    def over_before(self, epochs: int, steps_per_epoch: int = 0) -> str:
+    def over_before(self, epochs: int, steps_per_epoch: StepsPerEpoch = 0) -> str:
         """Why it is over before a run of this many epochs is, in words; empty if it is not, or if that can't be told.
 
         >>> Window(0, 4).over_before(6), Window(0, 4).over_before(4)
@@ -410,16 +414,16 @@ class Window:
             return ""
         return f"its last {self.unit} is {self._last}, and a run of {length} ends with {length - 1}"
 
-    def time_within(self, epochs: int, steps_per_epoch: int = 0) -> int:
+    def time_within(self, epochs: int, steps_per_epoch: StepsPerEpoch = 0) -> int:
         """The `time` that it comes to, at most, in a run of this many epochs."""
         length = self._run(epochs, steps_per_epoch)
         return self._last + 1 if length is None else min(self._last + 1, length)
 
-    def _run(self, epochs: int, steps_per_epoch: int) -> int | None:
+    def _run(self, epochs: int, steps_per_epoch: StepsPerEpoch) -> int | None:
         """The length of a run in its own unit; None if that can't be told."""
         if not self.in_steps:
             return epochs
-        return epochs * steps_per_epoch if steps_per_epoch else None
+        return int(epochs * steps_per_epoch) if steps_per_epoch else None
 
     def label(self, elapsed: int = 0) -> str:
         """What a moment of it is called in messages, by the epochs or steps that have elapsed.
@@ -429,19 +433,30 @@ class Window:
         """
         return f"{self.unit} {self._start + elapsed}"
 
-    def overlap(self, other: Window) -> str | None:
+    def overlap(self, other: Window, steps_per_epoch: StepsPerEpoch = 0) -> str | None:
         """The first moment at which both windows are active, in words; None where there is none.
 
         >>> Window(0, 10, 2).overlap(Window(1, 10, 3)), Window(0, 3).overlap(Window(3, 6))
         ('epoch 4', None)
+        >>> Window(2, 4).overlap(Window(starting_step=0, ending_step=25), steps_per_epoch=10)
+        'epoch 2, step 20'
 
         Raises:
-            ValueError: one counts epochs and the other steps (`unit`): before training nobody can tell.
+            ValueError: one counts epochs and the other steps (`unit`), and how many an epoch has is not known.
         """
-        if self.unit != other.unit:
+        if self.unit == other.unit:
+            common = _first_common(self.active, other.active)
+            return None if common is None else f"{self.unit} {common}"
+        if not steps_per_epoch:
             raise ValueError(f"whether {self} and {other} overlap depends on how many steps an epoch has")
-        common = _first_common(self.active, other.active)
-        return None if common is None else f"{self.unit} {common}"
+        epochs, steps = (other.active, self.active) if self.in_steps else (self.active, other.active)
+        for epoch in epochs:
+            place = bisect_left(steps, epoch * steps_per_epoch)
+            if place == len(steps):
+                return None
+            if steps[place] < (epoch + 1) * steps_per_epoch:
+                return Progress(epoch, step=steps[place]).label
+        return None
 
     # Other windows
 

@@ -101,6 +101,7 @@ class CompressionScheduler:
         self._begun = False
         self._metrics: Mapping[str, float] | None = None
         self._execution = Execution(schedule, model, optimizers, built, plugins.listeners, self.trace, steps_per_epoch)
+        self._execution.length = epochs or 0
         self._execution.warn([*schedule.warnings(), *built.warnings])
 
     @classmethod
@@ -349,7 +350,7 @@ class CompressionScheduler:
         run.order.end()
         run.ledger.sum_up_epoch(run.progress)
         run.optimizers.end_epoch(run.progress)
-        run.next_epoch = run.progress.next_epoch
+        run.end_epoch()
         run.windows.close("on_epoch_end", run.progress)
 
     def on_train_end(self) -> None:
@@ -417,9 +418,10 @@ class CompressionScheduler:
             loader: anything to iterate over.
             length: the number of batches, where `len(loader)` does not tell.
         """
-        if length is None and not hasattr(loader, "__len__"):
-            raise PrunekitError("the loader has no length; say it: scheduler.minibatches(loader, length=…)")
-        total = len(loader) if length is None else length  # type: ignore[arg-type]
+        try:
+            total = len(loader) if length is None else length  # type: ignore[arg-type]
+        except TypeError as error:  # also a DataLoader of an IterableDataset, which looks as if it had one
+            raise PrunekitError("the loader has no length; say it: scheduler.minibatches(loader, length=…)") from error
         for minibatch, batch in enumerate(loader):
             self.on_minibatch_begin(self._execution.clock.epoch, minibatch, total)
             yield batch

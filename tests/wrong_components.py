@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from prunekit import Progress, hookimpl
-from prunekit.components import Context, NonNegative, Selectors, Sparsity
+from prunekit.components import Context, NonNegative, OverTime, Selectors, Sparsity
 from prunekit.pruning import Groups, prune_count, prune_lowest
 from prunekit.quantization import BitsQuantizer
 
@@ -256,7 +256,7 @@ class Alternates(Right):
 class Unseeded(Right):
     """Random numbers that no seed reaches."""
 
-    breaks = ("idempotent", "odd_parameters", "deterministic", "resume", "compiled", "two_processes")
+    breaks = ("idempotent", "odd_parameters", "deterministic", "resume", "compiled", "two_processes", "in_steps")
 
     def compute_masks(self, parameters: Weights, context: Context) -> Weights:
         dice = random.SystemRandom()
@@ -300,7 +300,7 @@ class NeedsFloat32(Right):
 class Forgets(Right):
     """Peer failure 4: what is decided once and not saved."""
 
-    breaks = ("resume",)
+    breaks = ("resume", "in_steps")
     _first: dict[str, Tensor] = field(default_factory=dict, init=False)
 
     def compute_masks(self, parameters: Weights, context: Context) -> Weights:
@@ -331,7 +331,15 @@ class LeaksItsState(Right):
 class SavesObjects(Right):
     """A state that torch.load refuses by default."""
 
-    breaks = ("state_round_trip", "resume", "deterministic", "quiet_outside_its_window", "compiled", "two_processes")
+    breaks = (
+        "state_round_trip",
+        "resume",
+        "deterministic",
+        "quiet_outside_its_window",
+        "compiled",
+        "two_processes",
+        "in_steps",
+    )
 
     def state_dict(self) -> dict[str, Any]:
         return {"me": Right(0.5, "*")}
@@ -339,11 +347,37 @@ class SavesObjects(Right):
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
+class CountsWithinEpochs(Right):
+    """Prunes less each time that it is asked within an epoch, and does not save how often that was."""
+
+    breaks = ("in_steps",)
+    asked = 0
+
+    def compute_masks(self, parameters: Weights, context: Context) -> Weights:
+        self.asked += context.progress.minibatch > 0 and context.window.in_steps
+        sparsity = self.sparsity / (1 + self.asked)
+        return {name: prune_lowest(weight.abs(), sparsity) for name, weight in parameters.items()}
+
+
+class StaysAtItsFirstValue(Right):
+    """Takes a curve, and never moves along it.
+
+    Args:
+        weights: the parameters.
+        sparsity: fraction of zeros.
+    """
+
+    breaks = ("over_time",)
+
+    def __init__(self, weights: Selectors = "*.weight", sparsity: OverTime[Sparsity] = 0.5) -> None:
+        super().__init__(sparsity if isinstance(sparsity, float) else sparsity["from"], weights)  # type: ignore[index]
+
+
 @dataclass
 class ThrowsDice(Right):
     """Draws a random number when it is made."""
 
-    breaks = ("quiet_outside_its_window",)
+    breaks = ("quiet_outside_its_window", "in_steps")
 
     def __post_init__(self) -> None:
         torch.rand(1)
@@ -519,7 +553,7 @@ class DividesByZero(Steps):
 class MovesIn(Steps):
     """Peer failure 13: a model that it has prepared has another state."""
 
-    breaks = ("resume", "strict_load")
+    breaks = ("resume", "strict_load", "in_steps")
 
     @hookimpl
     def on_epoch_begin(self, model: Module) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -10,6 +10,8 @@ from typing import Any
 from torch.nn import Module, Parameter
 from torch.optim import Optimizer
 
+from prunekit.components.arguments import arguments_of
+from prunekit.components.curves import Change, changes_in, varies
 from prunekit.components.origin import Origin
 from prunekit.components.selecting import GivenSelector
 from prunekit.model.parameters import Parameters
@@ -155,6 +157,13 @@ class Made:
         if self.levels is not None and keys[:1] == ("levels",):
             return (*self.levels, *keys[1:])
         return (*self.spec.path, *keys)
+
+    def changes(self) -> Iterator[tuple[Keys, Change]]:
+        """The curves among its arguments, and the keys that lead to each."""
+        for argument in arguments_of(self.found.cls, self.spec.kind):
+            if varies(argument.annotation):
+                given = self.args.get(argument.name, argument.default)
+                yield from changes_in(given, (argument.name,))
 
     @property
     def class_path(self) -> Path_:

@@ -6,15 +6,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
+from prunekit.components.curves import value_at
 from prunekit.components.kinds import QUANTIZER
 from prunekit.components.pruner import Gradual
 from prunekit.engine.policies import LRPolicy, Policy, QuantizationPolicy
-from prunekit.errors import Problem
-from prunekit.progress import Progress, Window
+from prunekit.errors import Problem, dotted
+from prunekit.progress import Progress, StepsPerEpoch, Window
 from prunekit.schedule.schedule import Schedule
 
+Length = tuple[int, StepsPerEpoch]
+"""Of a run: how many epochs it has, and how many steps of the optimizer each of them (0: unknown)."""
 
-def idle_policies(schedule: Schedule, epochs: int | None, steps_per_epoch: int = 0) -> list[Problem]:
+
+def idle_policies(schedule: Schedule, epochs: int | None, steps_per_epoch: StepsPerEpoch = 0) -> list[Problem]:
     """Policies whose window opens after a run of this many epochs is over; of windows in steps if that can be told."""
     return [
         schedule.source.problem(("policies", policy.place), f"never acts: {why}")
@@ -24,7 +28,7 @@ def idle_policies(schedule: Schedule, epochs: int | None, steps_per_epoch: int =
 
 
 def exhausted(
-    schedule: Schedule, policies: Iterable[Policy], epochs: int | None, steps_per_epoch: int = 0
+    schedule: Schedule, policies: Iterable[Policy], epochs: int | None, steps_per_epoch: StepsPerEpoch = 0
 ) -> list[Problem]:
     """LR schedulers whose own plan (`total_steps`) is shorter than a run of this many epochs."""
     found = []
@@ -40,9 +44,9 @@ def exhausted(
 
 
 def endings(
-    schedule: Schedule, policies: Sequence[Policy], epochs: int | None, steps_per_epoch: int = 0
+    schedule: Schedule, policies: Sequence[Policy], epochs: int | None, steps_per_epoch: StepsPerEpoch = 0
 ) -> list[Problem]:
-    """How a run of this many epochs ends otherwise than windows promise: a sparsity not reached, a float model."""
+    """How a run of this many epochs ends otherwise than windows promise: a value not reached, a float model."""
     if epochs is None:
         return []
     length = epochs, steps_per_epoch
@@ -50,20 +54,32 @@ def endings(
     return [schedule.source.problem(("policies", policy.index), message) for policy, message in ends if message]
 
 
-def _cut_off(policy: Policy, length: tuple[int, int]) -> str:
-    """What a gradual pruner comes to in a run that is shorter than its window."""
+def _cut_off(policy: Policy, length: Length) -> str:
+    """What a gradual pruner, and arguments along a curve, come to in a run that is shorter than their window."""
     last = policy.window.cut_off_by(*length)
-    if last is None or not isinstance(policy.component, Gradual):
+    if last is None:
         return ""
-    reached = policy.component.sparsity_at(policy.window, last)
-    asked = policy.component.sparsity_at(policy.window, policy.window.closing)
-    if reached == asked:
-        return ""
-    comes_to = f"{policy.name!r} comes to sparsity {reached:.4g} and not to {asked:.4g}"
-    return f"a run of {length[0]} epochs cuts it off: {comes_to}"
+    comes_to = [
+        f"{what} {reached:.4g} and not to {asked:.4g}"
+        for what, reached, asked in _ends(policy, last)
+        if reached != asked
+    ]
+    told = f"{policy.name!r} comes to {', to '.join(comes_to)}"
+    return f"a run of {length[0]} epochs cuts it off: {told}" if comes_to else ""
 
 
-def _float(policy: Policy, policies: Iterable[Policy], length: tuple[int, int]) -> str:
+def _ends(policy: Policy, last: Progress) -> Iterator[tuple[str, float, float]]:
+    """What changes over a policy's window, its value at the last active moment of the run, and at the window's end."""
+    window, closing = policy.window, policy.window.closing
+    if isinstance(policy.component, Gradual):
+        at = policy.component.sparsity_at
+        yield "sparsity", at(window, last), at(window, closing)
+    for keys, change in policy.changes.items():
+        reached, asked = (value_at(change, window.fraction(moment)) for moment in (last, closing))
+        yield dotted(keys), reached, asked
+
+
+def _float(policy: Policy, policies: Iterable[Policy], length: Length) -> str:
     """Why what a quantizer works on is not quantized when the run ends."""
     if not isinstance(policy, QuantizationPolicy) or policy.window.missed_by(*length):
         return ""
@@ -104,14 +120,14 @@ class Clash:
     schedule: Schedule
 
     @property
-    def decided(self) -> bool:
-        """Whether it can be told before training when they meet: only training tells how many steps an epoch has."""
+    def in_one_unit(self) -> bool:
+        """Whether both count epochs, or both steps: when they meet is known, whatever happens in training."""
         return self.first.window.unit == self.second.window.unit
 
-    @property
-    def when(self) -> str | None:
-        """When they first meet, in words; None if they never do."""
-        return _in_force(self.first).overlap(_in_force(self.second))
+    def when(self, steps_per_epoch: StepsPerEpoch = 0) -> str | None:
+        """When they first meet, in words; None if they never do, and if that can't be told."""
+        can_be_told = self.in_one_unit or steps_per_epoch
+        return _in_force(self.first).overlap(_in_force(self.second), steps_per_epoch) if can_be_told else None
 
     def happens(self, now: Progress) -> bool:
         """Whether both act now."""
@@ -135,15 +151,15 @@ class Clash:
         return self.schedule.source.problem(("policies", self.second.index, self.second.kind.name), message)
 
 
-def collisions(schedule: Schedule, policies: Sequence[Policy]) -> list[Problem]:
-    """Two pruners or two quantizers of one parameter, or two LR schedulers, at one time."""
-    found = [(clash, clash.when) for clash in _clashes(schedule, policies) if clash.decided]
+def collisions(schedule: Schedule, policies: Sequence[Policy], steps_per_epoch: StepsPerEpoch = 0) -> list[Problem]:
+    """Two pruners or two quantizers of one parameter, or two LR schedulers, at one time, as far as that is known."""
+    found = [(clash, clash.when(steps_per_epoch)) for clash in _clashes(schedule, policies)]
     return [clash.problem(when) for clash, when in found if when is not None]
 
 
 def undecided(schedule: Schedule, policies: Sequence[Policy]) -> list[Clash]:
-    """Those that may collide: one acts in epochs and the other in steps."""
-    return [clash for clash in _clashes(schedule, policies) if not clash.decided]
+    """Those that only training decides: one acts in epochs and the other in steps, of which some may be skipped."""
+    return [clash for clash in _clashes(schedule, policies) if not clash.in_one_unit]
 
 
 def _clashes(schedule: Schedule, policies: Sequence[Policy]) -> Iterator[Clash]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 from torch import Tensor
@@ -27,7 +28,7 @@ from prunekit.model.masks import Masks
 from prunekit.model.optimizer import learning_rates, set_groups
 from prunekit.model.parameters import Parameters, must_have_values
 from prunekit.plugins.listeners import Listener
-from prunekit.progress import Clock, Progress
+from prunekit.progress import Clock, Progress, StepsPerEpoch
 from prunekit.quantization.forward import QuantizedForward
 from prunekit.schedule.schedule import Schedule
 from prunekit.trace import Trace
@@ -47,6 +48,7 @@ class Execution:
 
     Attributes:
         next_epoch: how many epochs are complete.
+        length: how many there will be in all; 0 while unknown.
         attached: whether it acts on model and optimizers.
     """
 
@@ -78,6 +80,7 @@ class Execution:
         self.windows = Windows(self.policies, model, self.ledger, self.quantizers, clashes)
         self.binding = Binding(model, self.policies, self.ledger, self.quantizers)
         self._warned: list[Problem] = []
+        self.length = 0
         self.attached = True
         take_hold(self)
 
@@ -136,14 +139,24 @@ class Execution:
     def warn_of_end(self) -> None:
         """Training has ended: what has not happened, or otherwise than the schedule's windows have it."""
         if seen := self.order.expected:  # an epoch that was left in the middle counts
-            self.warn([*idle_policies(self.schedule, seen), *self.endings()])
+            self.warn([*idle_policies(self.schedule, seen, self._steps_per_epoch), *self.endings()])
 
     def endings(self) -> list[Problem]:
         """How a run that ends now ends otherwise than windows promise."""
-        epochs, steps = self.order.expected, self.progress.step + self.progress.stepped
-        # Where epochs have had different numbers of steps, the length of the run in steps must come from the user.
-        each = self.steps_per_epoch or (steps // epochs if epochs and not steps % epochs else 0)
-        return endings(self.schedule, self.policies, epochs, each)
+        return endings(self.schedule, self.policies, self.order.expected, self._steps_per_epoch)
+
+    @property
+    def _steps_per_epoch(self) -> StepsPerEpoch:
+        """As many as there were so far, whatever has been said of them."""
+        epochs, steps = self.order.expected, self.clock.step + self.clock.stepped
+        return Fraction(steps, epochs) if steps and epochs else self.steps_per_epoch
+
+    def end_epoch(self) -> None:
+        """One more is complete: after the first it is known how many steps a run of so many epochs will have."""
+        self.next_epoch = self.clock.epoch + 1
+        if self.next_epoch == 1 and self.length and not self.steps_per_epoch and self.windows.within_epochs:
+            length = self.length, self._steps_per_epoch
+            self.warn([*idle_policies(self.schedule, *length), *endings(self.schedule, self.policies, *length)])
 
     # Beginning and end
 
@@ -161,7 +174,7 @@ class Execution:
         if self.attached:
             self.attached = False
             self.optimizers.release()
-            self.windows.end_training(self.progress)
+            self.windows.end_training()
             self.masks.release()
 
     def close(self) -> None:
@@ -188,7 +201,7 @@ class Execution:
             PrunekitError: it has ended, and was as long as that; or all is closed.
         """
         self.order.must_be_open()
-        length = epochs, self.steps_per_epoch
+        self.length, length = epochs, (epochs, self.steps_per_epoch)
         if problems := [*idle_policies(self.schedule, *length), *exhausted(self.schedule, self.policies, *length)]:
             raise ScheduleError(problems)
         if epochs <= self.next_epoch and not self.attached:

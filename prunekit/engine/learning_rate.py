@@ -24,6 +24,10 @@ Groups = Sequence[Mapping[str, Any]]
 """The parameter groups of an optimizer, or of several one after the other."""
 
 
+_WALKED = 20_000
+"""So many units of time a rehearsal walks through before it leaps to the end: a million would take seconds."""
+
+
 class LearningRateSchedule:
     """A torch LR scheduler, asked for the values of parameter groups at a time.
 
@@ -124,8 +128,22 @@ class LearningRateSchedule:
             Exception: what the scheduler raised because its own plan is over.
         """
         if not self.takes_metrics and time > self._rehearsed:
-            self._begin().rehearse(time)
+            self._begin().rehearse(min(time, _WALKED))
+            if time > _WALKED:
+                self._leap(time)
             self._rehearsed = time
+
+    def _leap(self, time: int) -> None:
+        """Look at a time too far ahead to be walked to, as far as the scheduler bears that."""
+        try:
+            self._begin().leap(time)
+        except Exception:
+            try:
+                self._begin().leap(2)
+            except Exception:  # it bears no leaps at all
+                self._begin().rehearse(time)
+            else:
+                raise
 
     def __getstate__(self) -> dict[str, Any]:
         # torch's schedulers hold a function within a function, which can be neither copied nor pickled.
@@ -201,6 +219,11 @@ class _Walk:
     def rehearse(self, time: int) -> None:
         for _ in range(time):
             self._scheduler_step()
+
+    def leap(self, time: int) -> None:
+        """Come to a time without those before it: the values are wrong, but whether there are any can be seen."""
+        self._scheduler.last_epoch = time - 1
+        self._scheduler_step()
 
     def after(self, metric: float, groups: Groups) -> list[dict[str, Any]]:
         for shadow, group in zip(self._shadow.param_groups, groups, strict=True):

@@ -90,7 +90,8 @@ class Order:
     def missed_windows(self, policies: Sequence[str]) -> None:
         """The windows of these have closed in epochs that were passed over."""
         if policies:
-            self.say("windows missed", epoch=self.epoch, policies=policies)
+            advice = "a run that goes on loads its scheduler's state_dict()"
+            self.say("windows missed", epoch=self.epoch, policies=policies, advice=advice)
 
     def missed_metrics(self, lacking: Sequence[str]) -> None:
         """An epoch ends without what policies to come will need when theirs do."""
@@ -100,7 +101,8 @@ class Order:
     def missed_terms(self, policies: Sequence[str]) -> None:
         """An epoch of training ends, and nobody has gone backward from a loss with the terms of these."""
         if policies:
-            self.say("loss terms not trained on", epoch=self.epoch, policies=policies)
+            advice = "call backward() on what scheduler.total_loss(loss) returns"
+            self.say("loss terms not trained on", epoch=self.epoch, policies=policies, advice=advice)
 
     def close(self) -> None:
         """The scheduler is closed."""

@@ -108,17 +108,10 @@ class Windows:
         if lacking:
             raise PrunekitError("\n".join(lacking))
 
-    def end_training(self, now: Progress) -> None:
-        """Nothing is live any more; what is quantized stays so, for that is the result.
-
-        What was to happen in steps that never came is said.
-        """
+    def end_training(self) -> None:
+        """Nothing is live any more; what is quantized stays so, for that is the result."""
         self._ledger.bus.set_live(())
         self._opened.clear()
-        for policy in self._in_steps:
-            if policy.window.is_ahead(now):
-                when = {"first": policy.window.label(), "steps": policy.window.time_after(now)}
-                self._ledger.trace.warning("window never opened", **policy.origin._asdict(), **when)
         for policy in self._policies:
             policy.end_training()
 

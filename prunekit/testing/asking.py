@@ -48,9 +48,9 @@ def make_up_gradients(run: Run) -> None:
             weight.grad = made_up.to(weight.dtype)
 
 
-def penalty_of(run: Run) -> Tensor:
-    """What a regularizer would add to the loss now."""
-    penalty: Tensor = run.component.penalty(run.policy.parameters, context_of(run))
+def penalty_of(run: Run, moment: Progress | None = None) -> Tensor:
+    """What a regularizer would add to the loss now, or at another moment."""
+    penalty: Tensor = run.component.penalty(run.policy.parameters, context_of(run, moment))
     return penalty
 
 

@@ -9,11 +9,11 @@ from dataclasses import replace
 from typing import Any
 
 from prunekit.errors import PrunekitError, did_you_mean
-from prunekit.testing import constructor_laws, growth_laws, mask_laws, named_laws, process_laws, run_laws
+from prunekit.testing import constructor_laws, growth_laws, mask_laws, named_laws, process_laws, run_laws, time_laws
 from prunekit.testing.laws import LISTENER, Broken, Failure, Law, LawsBroken, NotApplicable, Report, traceback_of
 from prunekit.testing.subject import Subject, find_subject
 
-_BOOKS = (constructor_laws, mask_laws, run_laws, process_laws, growth_laws, named_laws)
+_BOOKS = (constructor_laws, mask_laws, run_laws, time_laws, process_laws, growth_laws, named_laws)
 _ALL = [law for book in _BOOKS for law in vars(book).values() if isinstance(law, Law)]
 # Basic ones first: False sorts before True, and `sorted` keeps the order of the rest.
 LAWS = {law.name: law for law in sorted(_ALL, key=lambda law: not law.basic)}

@@ -192,8 +192,8 @@ def schedule_with(subject: Subject, pruned: Sequence[str] = ()) -> Schedule:
         policies.append(PolicySpec(kind, name, window))
 
     if subject.kind != LISTENER:
-        window = Window(0, EPOCHS) if subject.kind == LR_SCHEDULER else WINDOW
-        add(subject.kind, "subject", subject.cls, subject.own_arguments(), window)
+        usual = Window(0, EPOCHS) if subject.kind == LR_SCHEDULER else WINDOW
+        add(subject.kind, "subject", subject.cls, subject.own_arguments(), subject.window or usual)
     if subject.kind in (EXTENSION, LISTENER):
         add("pruner", "magnitude", Magnitude, {}, WINDOW)
         add("regularizer", "decay", WeightDecay, {}, WINDOW)

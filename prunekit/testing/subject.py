@@ -25,6 +25,7 @@ from prunekit.plugins.hooks import hook_names
 from prunekit.plugins.listeners import Listener
 from prunekit.plugins.loading import load_plugins
 from prunekit.plugins.registry import Found, built_in
+from prunekit.progress import Window
 from prunekit.pruning.named_kinds import NAMED_KINDS
 from prunekit.testing.examples import example_arguments
 
@@ -34,8 +35,9 @@ class Subject:
     """A component's class, or what an entry point of a listener, a curve or the like gives.
 
     `arguments` are the YAML keys that instances are made with; `given` says that they were not made up, and `named` is
-    what installed distributions have under names among them. `folder` is where the runs of a listener may write.
-    `remembered` is what laws have found out for each other.
+    what installed distributions have under names among them. `window` is when it acts, where that is not as in other
+    runs of the kit. `folder` is where the runs of a listener may write. `remembered` is what laws have found out for
+    each other.
     """
 
     target: Any
@@ -46,6 +48,7 @@ class Subject:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     given: bool = False
     named: Mapping[str, Any] = field(default_factory=dict)
+    window: Window | None = None
     folder: str | None = None
     remembered: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 

@@ -19,6 +19,7 @@ AGP = {"initial_sparsity": 0.0, "final_sparsity": 0.8, "weights": "fc1.weight", 
 RANKED = {"granularity": {"dim": 0}}
 L1 = {"class": "L1Regularizer", "reg_regims": {"fc1.weight": 0.01}}
 DOREFA = {"class": "DorefaQuantizer", "bits_weights": 4, "bits_activations": None}
+LOAD = "a run that goes on loads its scheduler's state_dict()"
 A_PRUNER = "SparsityLevelParameterPruner 'p', policies[0], prunekit-level-pruner 0.1.0"
 
 
@@ -310,11 +311,11 @@ OUT_OF_ORDER: dict[str, tuple[Callable[[CompressionScheduler], None], list[dict[
     "passed over, nothing lost": (lambda run: loop(run, [0, 2, 3]), []),
     "passed over": (
         lambda run: loop(run, [7]),
-        [{"event": "windows missed", "epoch": 7, "policies": [A_PRUNER]}],
+        [{"event": "windows missed", "epoch": 7, "policies": [A_PRUNER], "advice": LOAD}],
     ),
     "the last epoch of a window passed over": (
         lambda run: loop(run, [0, 1, 3, 4]),
-        [{"event": "windows missed", "epoch": 3, "policies": [A_PRUNER]}],
+        [{"event": "windows missed", "epoch": 3, "policies": [A_PRUNER], "advice": LOAD}],
     ),
     "always mini-batch 0": (
         lambda run: loop(run, range(2), [0, 0, 2]),

@@ -284,9 +284,10 @@ def test_a_window_that_training_never_reaches_is_said_at_its_end() -> None:
     log = Recorder()
     run = Run(one("pruner", "SparsityLevelParameterPruner", steps(15, 20), levels={"*": 0.5}), trace=Trace(logger=log))
     run.train()
+    assert log.events("schedule") == []
     run.scheduler.on_train_end()
-    (line,) = log.events("window never opened")
-    assert (line["policy"], line["first"], line["steps"]) == ("policies[0]", "step 15", 15)
+    (line,) = log.events("schedule")
+    assert line["problem"] == "<dict>: policies[0]: never acts: its first step is 15, and a run of 15 ends with 14"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from helpers import (
 )
 from hypothesis import given, strategies as st
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 
 from prunekit import CompressionScheduler, PrunekitError, Trace
 from prunekit.model.masks import Masks
@@ -352,12 +354,20 @@ def test_the_model_may_move_and_its_weights_be_loaded_in_place() -> None:
     assert zeros(model.fc1.weight) == 48
 
 
-def test_loader_without_a_length_must_say_it() -> None:
+class Stream(IterableDataset[int]):
+    """Two samples; nobody knows how many there are."""
+
+    def __iter__(self) -> Iterator[int]:
+        return iter([1, 2])
+
+
+@pytest.mark.parametrize("make", [lambda: iter([1, 2]), lambda: DataLoader(Stream(), batch_size=None)])
+def test_loader_without_a_length_must_say_it(make: Callable[[], Any]) -> None:
     scheduler = CompressionScheduler.from_dict(pruning(), MLP(), trace=SILENT)
     scheduler.on_epoch_begin(0)
     with pytest.raises(PrunekitError, match="the loader has no length; say it"):
-        next(scheduler.minibatches(iter([1, 2])))
-    assert list(scheduler.minibatches(iter([1, 2]), length=2)) == [1, 2]
+        next(scheduler.minibatches(make()))
+    assert list(scheduler.minibatches(make(), length=2)) == [1, 2]
 
 
 # Scales: what the forward pass alone sees larger

@@ -58,21 +58,27 @@ def test_what_is_right_keeps_every_law_of_its_kind(cls: type, given: dict[str, f
     kind = "pruner" if cls is Right else "regularizer"
     assert (report.component, report.broken) == (cls.__name__, ())
     assert {*report.kept, *report.not_applicable} == {law.name for law in LAWS.values() if kind in law.kinds}
-    reasons = {"state_round_trip": "it has no state_dict() and load_state_dict()"}
+    reasons = {
+        "state_round_trip": "it has no state_dict() and load_state_dict()",
+        "over_time": "no argument of it changes over time",
+    }
     assert report.not_applicable == reasons | ({} if cls is Right else {"boolean_masks": "it makes no masks"})
 
 
 def test_a_quantizer_of_modules_is_given_bits_and_keeps_every_law_of_its_kind() -> None:
     report = check_component(wrong_components.Steps)
     assert {*report.kept, *report.not_applicable} == {law.name for law in LAWS.values() if "quantizer" in law.kinds}
-    assert report.not_applicable == {"state_round_trip": "it has no state_dict() and load_state_dict()"}
+    assert report.not_applicable == {
+        "state_round_trip": "it has no state_dict() and load_state_dict()",
+        "over_time": "no argument of it changes over time",
+    }
 
 
 def test_a_failure_says_which_law_what_was_expected_what_came_and_how_to_see_it_again() -> None:
     with pytest.raises(LawsBroken) as error:
         check_component(TiesGoTogether, sparsity=0.5, weights="fc2.weight")
     assert str(error.value) == (
-        "TiesGoTogether breaks 1 of 18 laws\n"
+        "TiesGoTogether breaks 1 of 19 laws\n"
         "\n"
         "exact_sparsity: The sparsity asked for is reached exactly: floor(s · n) of n units, also among equal weights\n"
         "  expected: among weights of which many are equal: fc2.weight 32 of 64 pruned (0.5 asked)\n"
@@ -242,7 +248,7 @@ def test_pytest_has_a_test_for_each_law_of_a_component(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stdout
     names = [line.split()[0].removeprefix("::") for line in result.stdout.splitlines() if "%]" in line]
     assert names == [f"PolynomialLR::{law.name}" for law in LAWS.values() if "lr_scheduler" in law.kinds]
-    assert "7 passed, 1 skipped" in result.stdout
+    assert "8 passed, 1 skipped" in result.stdout
 
 
 def test_pytest_shows_a_broken_law_as_it_is_told(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def build(
     """Find, check and bind everything that a schedule names; the model and its optimizers are left as they are.
 
     Without a model nothing that depends on parameter names is checked; without `epochs`, not whether each policy acts,
-    nor of windows in steps without `steps_per_epoch` (0: unknown).
+    nor of windows in steps without `steps_per_epoch` (0: unknown), nor whether such a window and one in epochs meet.
     """
     problems = Problems(schedule.source)
     network = None if model is None else GivenModel(model, optimizers)
@@ -60,8 +60,9 @@ def build(
     policies = bind(checker.check(), network, problems)
     problems.errors += idle_policies(schedule, epochs, steps_per_epoch)
     problems.errors += exhausted(schedule, policies, epochs, steps_per_epoch)
-    problems.errors += collisions(schedule, policies)
-    problems.warnings += [clash.warning() for clash in undecided(schedule, policies)]
+    problems.errors += collisions(schedule, policies, steps_per_epoch)
+    if not steps_per_epoch:
+        problems.warnings += [clash.warning() for clash in undecided(schedule, policies)]
     if optimizers and not problems.errors:
         problems.warnings += jumps(schedule, policies, groups_of(optimizers))
     problems.warnings += endings(schedule, policies, epochs, steps_per_epoch)

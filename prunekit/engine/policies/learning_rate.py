@@ -15,7 +15,7 @@ from prunekit.engine.policies.policy import Policy
 from prunekit.engine.problems import Problems
 from prunekit.model.known_optimizers import KnownOptimizers
 from prunekit.model.optimizer import WITHOUT_RATE, Groups, groups_of
-from prunekit.progress import Progress
+from prunekit.progress import Progress, StepsPerEpoch
 
 
 @dataclass(eq=False)
@@ -74,7 +74,7 @@ class LRPolicy(Policy):
         """The time whose values it sets last."""
         return self._time_after(self.window.closing._replace(stepped=True))
 
-    def time_within(self, epochs: int, steps_per_epoch: int = 0) -> int:
+    def time_within(self, epochs: int, steps_per_epoch: StepsPerEpoch = 0) -> int:
         """The time that it comes to, at most, in a run of this many epochs."""
         return max(self.window.time_within(epochs, steps_per_epoch) - self._start, 0)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import Module, Parameter
 
 from prunekit.components.context import Context
+from prunekit.components.curves import Change
 from prunekit.components.kinds import EXTENSION, Kind
 from prunekit.components.origin import Origin
 from prunekit.engine.checked import Checked, GivenModel
@@ -35,6 +36,7 @@ class Policy:
         parameters: what it owns, by name.
         settings: parameter name -> the setting of the selector that chose it.
         keys: parameter name -> where that selector stands among the component's keys.
+        changes: the curves among the component's arguments, by the keys that lead to each.
         warn: where a component's warnings go.
     """
 
@@ -47,6 +49,7 @@ class Policy:
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     keys: Mapping[str, tuple[str | int, ...]] = field(default_factory=dict)
+    changes: Mapping[tuple[str | int, ...], Change] = field(default_factory=dict)
     warn: Callable[..., None] = lambda message, **values: None
     _implementations: dict[tuple[str, ...], Implementations] = field(default_factory=dict)
 
@@ -75,6 +78,7 @@ class Policy:
             parameters=owned.parameters,
             settings=owned.settings,
             keys=owned.keys,
+            changes=dict(checked.made.changes()),
         )
 
     def implementations(self, progress: Progress) -> Iterator[Implementations]:
