@@ -18,10 +18,10 @@ from prunekit.engine.bus import EventBus
 from prunekit.engine.conflicts import endings, exhausted, idle_policies, undecided
 from prunekit.engine.holders import take_hold
 from prunekit.engine.ledger import Ledger
-from prunekit.engine.optimizers import Optimizers
 from prunekit.engine.order import Order
 from prunekit.engine.quantizers import Quantizers
 from prunekit.engine.state import check_fit, fingerprint, fitting_masks, renamed, stateful
+from prunekit.engine.stepping.optimizers import Optimizers
 from prunekit.engine.windows import Windows
 from prunekit.errors import Problem, PrunekitError, ScheduleError, did_you_mean
 from prunekit.model.masks import Masks

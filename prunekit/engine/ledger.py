@@ -14,7 +14,7 @@ from prunekit.components.loss_term import LossComponent, LossTerm, PolicyLoss
 from prunekit.components.origin import MaskChange, Origin, Result
 from prunekit.engine.bus import EventBus
 from prunekit.engine.epoch_sums import EpochSums
-from prunekit.engine.rates import Rates
+from prunekit.engine.rates.owner import Rates
 from prunekit.errors import PluginError, shortened
 from prunekit.model.known_optimizers import KnownOptimizers
 from prunekit.model.masks import Masks

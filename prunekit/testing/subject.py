@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from prunekit.components.arguments import arguments_of, check_arguments
 from prunekit.components.kinds import EXTENSION, PRUNER, QUANTIZER, REGULARIZER
 from prunekit.components.named_kind import named_kind
-from prunekit.engine.learning_rate import LearningRateSchedule
+from prunekit.engine.rates.schedule import LearningRateSchedule
 from prunekit.errors import ArgumentError, PluginError, did_you_mean
 from prunekit.plugins.contract import must_be_component
 from prunekit.plugins.entry_points import ALL_KINDS, listener_offers, named_offers

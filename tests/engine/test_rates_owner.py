@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import ExponentialLR, LambdaLR, OneCycleLR
 
 from prunekit import ArgumentError, CompressionScheduler, PrunekitError, ScheduleError, Trace, hookimpl
 from prunekit.components import SetLearningRates
-from prunekit.engine.learning_rate import LearningRateSchedule
+from prunekit.engine.rates.schedule import LearningRateSchedule
 from prunekit.progress import Progress
 
 MINIBATCHES = 4

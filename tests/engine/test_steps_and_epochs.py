@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from prunekit import CompressionScheduler, Schedule, ScheduleError, Trace, load_plugins
 from prunekit.engine.building.build import build
-from prunekit.engine.learning_rate import LearningRateSchedule
+from prunekit.engine.rates.schedule import LearningRateSchedule
 from prunekit.training.loop import Warnings
 
 STEPS, EPOCHS = 4, 6

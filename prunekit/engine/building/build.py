@@ -16,7 +16,7 @@ from prunekit.engine.checked import GivenModel, Used
 from prunekit.engine.conflicts import collisions, endings, exhausted, idle_policies, undecided
 from prunekit.engine.policies import Policy
 from prunekit.engine.problems import Problems
-from prunekit.engine.rate_jumps import jumps
+from prunekit.engine.rates.jumps import jumps
 from prunekit.errors import Problem
 from prunekit.model.optimizer import groups_of
 from prunekit.plugins.registry import Registry

@@ -10,9 +10,9 @@ from typing import Any, Self
 from prunekit.components.effects import Effect, SetLearningRates
 from prunekit.components.kinds import LR_SCHEDULER
 from prunekit.engine.checked import Checked, GivenModel
-from prunekit.engine.learning_rate import LearningRateSchedule, jump_between
 from prunekit.engine.policies.policy import Policy
 from prunekit.engine.problems import Problems
+from prunekit.engine.rates.schedule import LearningRateSchedule, jump_between
 from prunekit.model.known_optimizers import KnownOptimizers
 from prunekit.model.optimizer import WITHOUT_RATE, Groups, groups_of
 from prunekit.progress import Progress, StepsPerEpoch

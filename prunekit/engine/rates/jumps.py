@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from prunekit.engine.learning_rate import Groups, jump_between
 from prunekit.engine.policies import LRPolicy, Policy
+from prunekit.engine.rates.schedule import Groups, jump_between
 from prunekit.errors import Problem
 from prunekit.schedule.schedule import Schedule
 

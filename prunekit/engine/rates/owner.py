@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from prunekit.components.origin import Origin
-from prunekit.engine.learning_rate import Groups, key_of
+from prunekit.engine.rates.schedule import Groups, key_of
 from prunekit.model.optimizer import groups_of
 from prunekit.progress import Clock
 from prunekit.trace import Trace

@@ -12,9 +12,9 @@ from torch.optim import Optimizer
 from prunekit.components.pruner import Observing
 from prunekit.engine.policies import LRPolicy, Policy, PruningPolicy
 from prunekit.engine.quantizers import Quantizers
-from prunekit.engine.scale_probe import ScaleProbe
-from prunekit.engine.step_hooks import hears_steps_of, in_backward, is_skipped, listen, stop_listening
-from prunekit.engine.unreached import Unreached
+from prunekit.engine.stepping.hooks import hears_steps_of, in_backward, is_skipped, listen, stop_listening
+from prunekit.engine.stepping.scale_probe import ScaleProbe
+from prunekit.engine.stepping.unreached import Unreached
 from prunekit.errors import PrunekitError
 from prunekit.model.known_optimizers import KnownOptimizers, inside
 from prunekit.model.masks import Masks
