@@ -464,7 +464,7 @@ def test_a_deep_copy_knows_the_optimizers_of_the_copied_model() -> None:
 
 
 def test_released_optimizers_step_freely_and_the_last_hook_is_taken_off() -> None:
-    from prunekit.engine import step_hooks
+    from prunekit.engine.stepping import hooks as step_hooks
 
     gc.collect()
     others = len([ref for ref in step_hooks._listeners if ref() is not None])
