@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from typing import Any, TypeGuard
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -28,11 +29,13 @@ class Masks(Mapping[str, Tensor]):
 
     Attributes:
         entries: parameter name -> its mask and how that is applied; an attribute, since each mini-batch asks for it.
+        in_force: the parameters whose masks are enforced, for whoever outlives this and must keep none of them.
     """
 
     def __init__(self, parameters: Mapping[str, Parameter]) -> None:
         self.parameters: Mapping[str, Parameter] = dict(parameters)
         self.entries: dict[str, ParameterMask] = {}
+        self.in_force: dict[str, ref[Parameter]] = {}
         self._enforced: dict[str, ParameterMask] = {}
         self._groups: dict[frozenset[str] | None, list[EnforcedMasks]] = {}
         self._in_forward: dict[str, ParameterMask] = {}
@@ -410,6 +413,8 @@ class Masks(Mapping[str, Tensor]):
             raise PrunekitError("\n".join(unfit.values()))
         enforced = {name: entry.enforced() for name, entry in self.entries.items()}
         self._enforced = {name: entry for name, entry in enforced.items() if entry is not None}
+        self.in_force.clear()
+        self.in_force.update((name, ref(entry.parameter)) for name, entry in self._enforced.items())
         self._groups.clear()
         self._in_forward = {n: e for n, e in self.entries.items() if e.acts(n in self._active)}
         self._stale = False

@@ -463,11 +463,30 @@ def test_a_deep_copy_knows_the_optimizers_of_the_copied_model() -> None:
     assert (copied.names(copied.first), copied.names(given), copied.found) == (known.names(given), frozenset(), [])
 
 
+def test_a_scheduler_that_nobody_keeps_is_missed_by_the_next_step_on_its_masks() -> None:
+    model, recorder = MLP(), Recorder()
+    optimizer, other = sgd(model.parameters()), sgd(MLP().parameters())
+
+    def prune() -> None:
+        scheduler = CompressionScheduler.from_dict(
+            pruning(levels={"fc1.weight": 0.5}), model, trace=Trace(logger=recorder)
+        )
+        scheduler.on_epoch_begin(0)
+        scheduler.on_minibatch_begin(0, 0, 1)
+
+    prune()
+    gc.collect()
+    for each in (other, optimizer, optimizer):
+        each.step()
+    said = [(line["event"], line["parameters"]) for line in recorder.warnings]
+    assert said == [("scheduler dropped, masks no longer in force", ["fc1.weight"])]
+
+
 def test_released_optimizers_step_freely_and_the_last_hook_is_taken_off() -> None:
     from prunekit.engine.stepping import hooks as step_hooks
 
     gc.collect()
-    others = len([ref for ref in step_hooks._listeners if ref() is not None])
+    others = len([ref for ref, _ in step_hooks._listeners if ref() is not None])
     model = MLP()
     optimizer = sgd(model.parameters())
     scheduler = half(model, optimizer)

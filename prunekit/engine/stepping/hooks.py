@@ -14,6 +14,8 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
+from prunekit.engine.stepping.dropped import Dropped
+
 
 class Listener(Protocol):
     """Who hears of steps."""
@@ -27,14 +29,14 @@ class Listener(Protocol):
 
 # In the order in which they began to listen. The hooks belong to the process, as torch's own dictionaries of them do;
 # a finalizer could not take them off, since torch may be iterating over these at that very moment.
-_listeners: list[weakref.ref[Listener]] = []
+_listeners: list[tuple[weakref.ref[Listener], Dropped]] = []
 _handles: list[RemovableHandle] = []
 
 
-def listen(listener: Listener) -> None:
-    """Let it hear of every step from now on, for as long as somebody else keeps it."""
-    _listeners[:] = [ref for ref in _listeners if ref() not in (None, listener)]
-    _listeners.append(weakref.ref(listener))
+def listen(listener: Listener, dropped: Dropped) -> None:
+    """Let it hear of every step from now on, for as long as somebody else keeps it; then `dropped` hears instead."""
+    _forget(listener)
+    _listeners.append((weakref.ref(listener), dropped))
     if not _handles:
         _handles.append(register_optimizer_step_pre_hook(_before))
         _handles.append(register_optimizer_step_post_hook(_after))
@@ -42,11 +44,20 @@ def listen(listener: Listener) -> None:
 
 def stop_listening(listener: Listener) -> None:
     """It hears no more; with the last one the hooks are taken off."""
-    _listeners[:] = [ref for ref in _listeners if ref() not in (None, listener)]
+    _forget(listener)
     if not _listeners:
         for handle in _handles:
             handle.remove()
         _handles.clear()
+
+
+def _forget(listener: Listener) -> None:
+    heard = [(ref, ref(), dropped) for ref, dropped in _listeners]
+    _listeners[:] = [
+        (ref, dropped)
+        for ref, known, dropped in heard
+        if known is not listener and (known is not None or dropped.matters())
+    ]
 
 
 def hears_steps_of(optimizer: object) -> bool:
@@ -71,13 +82,16 @@ def in_backward() -> bool:
 
 
 def _before(optimizer: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any]:
-    for ref in tuple(_listeners):
+    for entry in tuple(_listeners):
+        ref, dropped = entry
         if (listener := ref()) is not None:
             args, kwargs = listener.before_step(optimizer, args, kwargs)
+        elif dropped.tell(optimizer):
+            _listeners[:] = [other for other in _listeners if other is not entry]
     return args, kwargs
 
 
 def _after(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    for ref in tuple(_listeners):
+    for ref, _ in tuple(_listeners):
         if (listener := ref()) is not None:
             listener.after_step(optimizer)

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from prunekit.components.pruner import Observing
 from prunekit.engine.policies import LRPolicy, Policy, PruningPolicy
 from prunekit.engine.quantizers import Quantizers
+from prunekit.engine.stepping.dropped import Dropped
 from prunekit.engine.stepping.hooks import hears_steps_of, in_backward, is_skipped, listen, stop_listening
 from prunekit.engine.stepping.scale_probe import ScaleProbe
 from prunekit.engine.stepping.unreached import Unreached
@@ -93,7 +94,7 @@ class Optimizers:
 
     def listen(self) -> None:
         """From now on steps are heard of."""
-        listen(self)
+        listen(self, Dropped(self._trace, self._masks.in_force))
 
     def end_epoch(self, progress: Progress) -> None:
         """An epoch has ended: what these optimizers do not reach is said."""
