@@ -557,7 +557,7 @@ class CompressionScheduler:
             run.order.must_be_open()
         if optimizer is not None:
             must_be_optimizer(optimizer)
-            run.optimizers.give(sequence_of(optimizer))
+            run.optimizers.give([optimizer])
         if run.ledger.rates.watching:
             run.ledger.rates.check(run.optimizers.known.given, run.clock)
         if not self._begun:

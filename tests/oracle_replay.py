@@ -88,11 +88,11 @@ class Replay:
         return self.scheduler.masks.get(key, torch.ones_like(self.weight(key), dtype=torch.bool))
 
 
-def same(got: Tensor, expected: Tensor, what: str) -> None:
+def assert_same(got: Tensor, expected: Tensor, what: str) -> None:
     torch.testing.assert_close(got, expected.to(got.dtype), rtol=1e-6, atol=1e-6, msg=lambda text: f"{what}: {text}")
 
 
-def check(replay: Replay, ignore: tuple[str, ...] = ()) -> None:
+def assert_as_recorded(replay: Replay, ignore: tuple[str, ...] = ()) -> None:
     name, data = replay.name, arrays(replay.name)
     keys = [key for key in parts(name, "init/") if key not in ignore]
     compared, losses = 0, []
@@ -101,7 +101,7 @@ def check(replay: Replay, ignore: tuple[str, ...] = ()) -> None:
         for key in keys:
             recorded = {"begin": "", "end": "end/", "fwd": "fwd/", "mbend": "mbend/", "loss": ""}[moment] + key
             if "/" in recorded and recorded in data:
-                same(replay.weight(key), data[recorded][at], f"{recorded} at {at}")
+                assert_same(replay.weight(key), data[recorded][at], f"{recorded} at {at}")
                 compared += 1
             if f"mask_{moment}/{key}" in data:
                 expected = data[f"mask_{moment}/{key}"][at] != 0
@@ -111,7 +111,7 @@ def check(replay: Replay, ignore: tuple[str, ...] = ()) -> None:
             if moment == "loss" and f"grad/{key}" in data:
                 gradient = replay.model.get_parameter(key).grad
                 gradient = torch.zeros_like(replay.weight(key)) if gradient is None else gradient
-                same(gradient, data[f"grad/{key}"][at], f"grad/{key} at {at}")
+                assert_same(gradient, data[f"grad/{key}"][at], f"grad/{key} at {at}")
                 compared += 1
         if moment == "loss":
             losses.append(replay.total.detach().double())

@@ -143,7 +143,7 @@ def test_every_block_of_a_page_does_what_the_page_says(
     try:
         for block in blocks_of(page):
             with subtests.test(block.place):
-                run(block, module, monkeypatch)
+                assert_does_as_it_says(block, module, monkeypatch)
     finally:
         structlog.reset_defaults()
         for name in set(sys.modules) - known:
@@ -151,7 +151,7 @@ def test_every_block_of_a_page_does_what_the_page_says(
                 del sys.modules[name]
 
 
-def run(block: Block, module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def assert_does_as_it_says(block: Block, module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     name = FILE_NAME.match(block.text)
     if block.mode == "generated":
         assert name is not None, f"{block.place}: its first line names no file"
@@ -496,7 +496,7 @@ def test_a_block_that_is_wrong_is_found(tmp_path: Path, monkeypatch: pytest.Monk
     def check(*blocks: tuple[str, str]) -> Any:
         page = ROOT / "docs" / "index.md"
         after = Block(page, 1, *blocks[1]) if len(blocks) > 1 else None
-        run(Block(page, 1, *blocks[0], after), ModuleType("wrong"), monkeypatch)
+        assert_does_as_it_says(Block(page, 1, *blocks[0], after), ModuleType("wrong"), monkeypatch)
 
     with pytest.raises(AssertionError, match="shows"):
         check(("python", "print(1)\n"), ("text", "2\n"))
@@ -530,4 +530,4 @@ def test_a_block_that_does_not_do_what_it_says_fails(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises((AssertionError, ScheduleError)):
-        run(Block(ROOT / "README.md", 1, info, text), ModuleType("page_of_docs"), monkeypatch)
+        assert_does_as_it_says(Block(ROOT / "README.md", 1, info, text), ModuleType("page_of_docs"), monkeypatch)

@@ -7,9 +7,8 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
-from torch.optim.lr_scheduler import LRScheduler
-
 from prunekit.errors import PrunekitError, did_you_mean, shortened
+from prunekit.model.optimizer import is_optimizer
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -41,12 +40,12 @@ def also_spelled(**older: str | None) -> Callable[[Callable[P, R]], Callable[P, 
 
 
 def must_be_optimizer(value: object) -> None:
-    """Whether what stands in an optimizer's place may be one: it steps.
+    """Whether what stands in an optimizer's place may be one.
 
     Raises:
         PrunekitError: it is something else, such as the metrics of an epoch.
     """
-    if callable(getattr(value, "step", None)) and not isinstance(value, LRScheduler):
+    if is_optimizer(value):
         return
     hint = f"; metrics are given by name: {METRICS}" if isinstance(value, Mapping) else ""
     raise PrunekitError(f"an optimizer belongs where {shortened(value)} is given{hint}")

@@ -8,7 +8,18 @@ from typing import Any
 import oracle_replay
 import pytest
 import torch
-from oracle_replay import CASES, SILENT, Replay, arrays, check, model_of, named, parts, same, schedule_of
+from oracle_replay import (
+    CASES,
+    SILENT,
+    Replay,
+    arrays,
+    assert_as_recorded,
+    assert_same,
+    model_of,
+    named,
+    parts,
+    schedule_of,
+)
 from torch import Tensor, nn
 
 from prunekit import ComponentSpec, CompressionScheduler, PolicySpec, Schedule, ScheduleError, Window, hookimpl
@@ -27,18 +38,18 @@ EXACT = [
 def test_case_equals_the_reference(name: str) -> None:
     lr = arrays(name)["lr"].reshape(-1)[0].item() if "lr" in arrays(name) else 0.1
     replay = Replay(name, lr)
-    check(replay)
+    assert_as_recorded(replay)
 
 
 @pytest.mark.parametrize("key", ["mask_begin/fc1.weight", "fwd/fc1.weight", "end/fc1.weight"])
 def test_what_differs_from_a_case_is_noticed(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`check` asserts: with one number of the reference changed it fails, and names it."""
+    """`assert_as_recorded` asserts: with one number of the reference changed it fails, and names it."""
     changed = dict(arrays("agp_freq1"))
     changed[key] = changed[key].clone()
     changed[key].reshape(-1)[0] = 1 - changed[key].reshape(-1)[0]
     monkeypatch.setattr(oracle_replay, "arrays", lambda name: changed)
     with pytest.raises(AssertionError, match=key):
-        check(Replay("agp_freq1"))
+        assert_as_recorded(Replay("agp_freq1"))
 
 
 @pytest.mark.parametrize("name", named("seed"))
@@ -53,7 +64,7 @@ def test_seed_case_has_the_learning_rate_of_the_reference(name: str) -> None:
 
 @pytest.mark.parametrize("name", [n for n in named("regularizer", expect="differs") if n.startswith("grouplasso")])
 def test_rows_and_columns_are_divided_by_their_own_number_of_elements(name: str) -> None:
-    check(Replay(name), ignore=("fc.weight",))
+    assert_as_recorded(Replay(name), ignore=("fc.weight",))
     replay, data = Replay(name), arrays(name)
     group = next(spec for spec in replay.scheduler.schedule.components).args["reg_regims"]["fc.weight"]
     strength, dim = group[0], {"Rows": 1, "Cols": 0}[group[1]]
@@ -62,7 +73,7 @@ def test_rows_and_columns_are_divided_by_their_own_number_of_elements(name: str)
         if moment == "mbend" and e < 2:
             weight = weight + data["delta/fc.weight"][e, m]
             weight = torch.where(weight.abs().mean(dim, keepdim=True) > strength, weight, 0)
-            same(replay.weight("fc.weight"), weight, f"fc.weight at {e}, {m}")
+            assert_same(replay.weight("fc.weight"), weight, f"fc.weight at {e}, {m}")
 
 
 def test_ties_prune_exactly_the_number_asked_for() -> None:
@@ -83,7 +94,7 @@ def test_keep_mask_holds_from_the_last_active_epoch_on() -> None:
         weight, mask = replay.weight("fc1.weight"), replay.mask("fc1.weight")
         if e < 2 and moment in ("fwd", "end"):
             recorded = data[f"{moment}/fc1.weight"][e if m < 0 else (e, m)]
-            same(weight, recorded, f"{moment} {e} {m}")
+            assert_same(weight, recorded, f"{moment} {e} {m}")
         if (e, moment) == (2, "begin"):
             assert torch.equal(mask, data["mask_begin/fc1.weight"][2] != 0)
             kept = mask.clone()
@@ -181,7 +192,7 @@ def test_resumed_run_equals_the_straight_one(name: str) -> None:
         scheduler.on_minibatch_end(e, 0, 1)
         scheduler.on_epoch_end(e)
         assert torch.equal(scheduler.masks[key], data["straight_mask"][e] != 0), f"epoch {e}"
-        same(replay.get_parameter(key).detach(), data["straight_w"][e], f"epoch {e}")
+        assert_same(replay.get_parameter(key).detach(), data["straight_w"][e], f"epoch {e}")
         if e == cut:
             model = model_of(name)
             model.load_state_dict(replay.state_dict())
@@ -250,4 +261,4 @@ def test_a_policy_that_replaces_the_loss_returns_the_difference(t: int, distill:
     loss = scheduler.before_backward_pass(0, 0, 1, nn.functional.cross_entropy(student, data["labels"]))
     loss.backward()
     torch.testing.assert_close(loss.detach().double(), data[f"loss/{key}"], rtol=1e-6, atol=1e-6)
-    same(student.grad, data[f"grad/{key}"], key)
+    assert_same(student.grad, data[f"grad/{key}"], key)

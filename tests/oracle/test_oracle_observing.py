@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from oracle_replay import CASES, Replay, arrays, check, named, parts, same
+from oracle_replay import CASES, Replay, arrays, assert_as_recorded, assert_same, named, parts
 from prunekit_activation_ranked_pruner import APoZRanked, MeanRanked
 from prunekit_fm_reconstruction_pruner import FMReconstructionChannelPruner
 from torch import Tensor, nn
@@ -47,7 +47,7 @@ class Fed(Replay):
 
 @pytest.mark.parametrize("name", cases("Activation", "equal"))
 def test_masks_by_apoz_equal_the_reference(name: str) -> None:
-    check(Fed(name))
+    assert_as_recorded(Fed(name))
 
 
 @pytest.mark.parametrize("name", cases("Activation", "equal"))
@@ -55,7 +55,7 @@ def test_the_statistic_is_the_average_percentage_of_zeros_before_each_epoch(name
     compared = 0
     for statistic, e in statistics(name):
         for key, relu in LAYERS.items():
-            same(100 * (1 - statistic[key]), arrays(name)[f"stat/{relu}"][e], f"{relu} before epoch {e}")
+            assert_same(100 * (1 - statistic[key]), arrays(name)[f"stat/{relu}"][e], f"{relu} before epoch {e}")
             compared += 1
     assert compared == 2 * CASES[name]["epochs"]
 
@@ -77,7 +77,7 @@ def test_the_mean_activation_is_the_references_and_the_lowest_go(name: str) -> N
     data = arrays(name)
     for statistic, e in statistics(name):
         for key, relu in LAYERS.items():
-            same(statistic[key], data[f"stat/{relu}"][e], f"{relu} before epoch {e}")
+            assert_same(statistic[key], data[f"stat/{relu}"][e], f"{relu} before epoch {e}")
     replay = Fed(name)
     for moment, e, m in replay.run():
         for key in LAYERS:
@@ -93,16 +93,16 @@ def test_the_mean_activation_is_the_references_and_the_lowest_go(name: str) -> N
             if moment == "end":
                 assert not replay.weight(key)[~mask].any()
             if moment == "fwd" and e == m == 0:
-                same(replay.weight(key), data[f"init/{key}"] * mask, f"{key} in the first forward pass")
+                assert_same(replay.weight(key), data[f"init/{key}"] * mask, f"{key} in the first forward pass")
 
 
 def test_statistics_of_a_tensor_equal_the_tables() -> None:
     data = arrays("tables")
     activation, keys = data["activation"], {"weights": "conv.weight", "group_type": "Filters"}
     count = activation.numel() / activation.shape[1]
-    same(100 * (1 - APoZRanked(**keys).amounts(activation, (0, 2, 3)) / count), data["apoz"], "apoz")
-    same(MeanRanked(**keys).amounts(activation, (0, 2, 3)) / count, data["mean"], "mean")
-    same(Units(1).groups(activation).l1(activation) / len(activation), data["l1"], "l1")
+    assert_same(100 * (1 - APoZRanked(**keys).amounts(activation, (0, 2, 3)) / count), data["apoz"], "apoz")
+    assert_same(MeanRanked(**keys).amounts(activation, (0, 2, 3)) / count, data["mean"], "mean")
+    assert_same(Units(1).groups(activation).l1(activation) / len(activation), data["l1"], "l1")
 
 
 class WithGradients(Replay):
@@ -171,7 +171,7 @@ def test_kept_channels_are_fitted_to_the_feature_maps_like_the_reference(name: s
     masks = pruner.compute_masks(parameters, context)
     assert torch.equal(masks["l.weight"], data["mask/l.weight"] != 0)
     x = data["X"].transpose(1, 2).flatten(0, 1).double()  # patches: [160, channels * kernel]
-    same(x.float() @ data["init/l.weight"].flatten(1).T, data["Y"], "the feature maps are the layer's")
+    assert_same(x.float() @ data["init/l.weight"].flatten(1).T, data["Y"], "the feature maps are the layer's")
     pruner.load_state_dict({"sums": {"own": {"l.weight": x.T @ x}, "agreed": {}}, "draws": {}})
     new = pruner.reconstruct(parameters, masks, context)["l.weight"]
     torch.testing.assert_close(new, data["new/l.weight"], rtol=1e-5, atol=1e-5)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from oracle_models import QNet
-from oracle_replay import CASES, SILENT, arrays, model_of, named, parts, same, schedule_of
+from oracle_replay import CASES, SILENT, arrays, assert_same, model_of, named, parts, schedule_of
 from prunekit_dorefa_quantizer import DorefaQuantizer
 from prunekit_pact_quantizer import PACTQuantizer
 from prunekit_range_linear_quantizer import QuantAwareTrainRangeLinearQuantizer, linear
@@ -45,8 +45,8 @@ def weights_of(quantizer: BitsQuantizer, bits: int, weight: Tensor, upstream: Te
 @pytest.mark.parametrize("quantizer", [DorefaQuantizer(), PACTQuantizer()], ids=lambda q: type(q).__name__)
 def test_weights_and_their_gradients_are_those_of_the_reference(quantizer: BitsQuantizer, bits: int) -> None:
     values, gradient = weights_of(quantizer, bits, FUNCTIONS["w"], FUNCTIONS["upstream"])
-    same(values, FUNCTIONS[f"dorefa_w/{bits}"], "values")
-    same(gradient, FUNCTIONS[f"dorefa_g/{bits}"], "gradient")
+    assert_same(values, FUNCTIONS[f"dorefa_w/{bits}"], "values")
+    assert_same(gradient, FUNCTIONS[f"dorefa_g/{bits}"], "gradient")
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -57,8 +57,8 @@ def test_clipped_activations_and_their_gradients_are_those_of_the_reference(
     given = FUNCTIONS["x"].clone().requires_grad_()
     values = quantizer.quantize_activation("a", given.relu(), context(bits))
     values.backward(FUNCTIONS["upstream_x"])
-    same(values.detach(), FUNCTIONS[f"clipped_act/{bits}"], "values")
-    same(given.grad, FUNCTIONS[f"clipped_act_g/{bits}"], "gradient")
+    assert_same(values.detach(), FUNCTIONS[f"clipped_act/{bits}"], "values")
+    assert_same(given.grad, FUNCTIONS[f"clipped_act_g/{bits}"], "gradient")
 
 
 @pytest.mark.parametrize("bits", BITS)
@@ -67,20 +67,20 @@ def test_activations_clipped_at_alpha_and_its_gradient_are_those_of_the_referenc
     (clip,) = quantizer.parameter_group(["a"], torch.device("cpu"))["params"]
     values = quantizer.quantize_activation("a", given.relu(), context(bits))
     values.backward(FUNCTIONS["upstream_x"])
-    same(values.detach(), FUNCTIONS[f"pact_act/{bits}"], "values")
-    same(given.grad, FUNCTIONS[f"pact_act_g/{bits}"], "gradient")
-    same(clip.grad, FUNCTIONS[f"pact_alpha_g/{bits}"], "gradient of alpha")
+    assert_same(values.detach(), FUNCTIONS[f"pact_act/{bits}"], "values")
+    assert_same(given.grad, FUNCTIONS[f"pact_act_g/{bits}"], "gradient")
+    assert_same(clip.grad, FUNCTIONS[f"pact_alpha_g/{bits}"], "gradient of alpha")
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_wrpn_has_the_levels_of_the_paper_and_the_gradient_of_the_reference(bits: int) -> None:
     values, gradient = weights_of(WRPNQuantizer(), bits, FUNCTIONS["w"], FUNCTIONS["upstream"])
     steps = 2 ** (bits - 1) - 1
-    same(values, (FUNCTIONS["w"].clamp(-1, 1) * steps).round() / steps, "values")
+    assert_same(values, (FUNCTIONS["w"].clamp(-1, 1) * steps).round() / steps, "values")
     assert values.abs().max() <= 1
     assert len(values.unique()) <= 2**bits - 1
     assert FUNCTIONS[f"wrpn_w/{bits}"].abs().max() > 1, "the reference goes beyond the range it clips to"
-    same(gradient, FUNCTIONS[f"wrpn_g/{bits}"], "gradient")
+    assert_same(gradient, FUNCTIONS[f"wrpn_g/{bits}"], "gradient")
 
 
 @pytest.mark.parametrize("key", parts("qat_range_linear_weights", "direct_w/"))
@@ -192,10 +192,10 @@ def test_a_network_under_wrpn_has_the_weights_of_the_paper(name: str) -> None:
     for _, out, _ in net.steps(2):
         for key, number in bits.items():
             steps = 2 ** (number - 1) - 1
-            same(net.read(key), (net.floats[key].detach().clamp(-1, 1) * steps).round() / steps, key)
+            assert_same(net.read(key), (net.floats[key].detach().clamp(-1, 1) * steps).round() / steps, key)
         assert out.min() == 0 and out.max() <= 1
         levels = out * (2 ** net.policy.activations["final_relu"] - 1)
-        same(levels, levels.round(), "activations")
+        assert_same(levels, levels.round(), "activations")
 
 
 def test_one_bit_of_wrpn_is_refused() -> None:

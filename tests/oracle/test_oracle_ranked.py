@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracle_replay import CASES, Replay, arrays, check, named, parts, same
+from oracle_replay import CASES, Replay, arrays, assert_as_recorded, assert_same, named, parts
 from torch import Tensor
 
 from prunekit.pruning.ranked_pruner import number_to_prune
@@ -49,7 +49,7 @@ def test_blocks_of_two_repetitions_are_two_filters_and_not_twice_as_many_channel
 
 
 def test_a_leader_with_a_constant_target_leads_as_in_the_reference_while_what_is_pruned_stays_zero() -> None:
-    check(Replay("leader_channels_fixed"))
+    assert_as_recorded(Replay("leader_channels_fixed"))
 
 
 def test_the_leaders_map_is_computed_at_every_pruning() -> None:
@@ -116,10 +116,10 @@ def test_what_bernoulli_keeps_is_scaled_by_n_over_kept_as_in_the_reference(name:
             kept = whole_filters(replay.mask(key))
             scale = len(kept) / kept.sum().item()
             if moment == "fwd":
-                same(replay.weight(key), before[key] * replay.mask(key) * scale, f"{key} at {e}, {m}")
+                assert_same(replay.weight(key), before[key] * replay.mask(key) * scale, f"{key} at {e}, {m}")
             if moment == "mbend":
                 before[key] = before[key] * replay.mask(key) + data[f"delta/{key}"][e, m] * replay.mask(key)
-                same(replay.weight(key), before[key], f"{key} at {e}, {m}")
+                assert_same(replay.weight(key), before[key], f"{key} at {e}, {m}")
 
 
 def test_drop_filter_loses_no_weight_and_masks_the_mini_batches_that_the_reference_does() -> None:
@@ -134,11 +134,11 @@ def test_drop_filter_loses_no_weight_and_masks_the_mini_batches_that_the_referen
                 assert (not seen.any(1).all()) == masked, f"{key} at {e}, {m}"
                 kept = seen.any(1)
                 scale = len(kept) / kept.sum().item() if masked else 1
-                same(seen, own[key].flatten(1) * kept[:, None] * scale, f"{key} at {e}, {m}")
+                assert_same(seen, own[key].flatten(1) * kept[:, None] * scale, f"{key} at {e}, {m}")
             if moment == "mbend":
                 own[key] += data[f"delta/{key}"][e, m]
             if moment == "end":
-                same(replay.weight(key), data[f"end/{key}"][e], f"end/{key} in epoch {e}")
+                assert_same(replay.weight(key), data[f"end/{key}"][e], f"end/{key} in epoch {e}")
                 assert key not in replay.scheduler.masks
                 assert data[f"none_end/{key}"][e]
 

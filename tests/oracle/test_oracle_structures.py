@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from oracle_replay import Replay, arrays, check, same
+from oracle_replay import Replay, arrays, assert_as_recorded, assert_same
 from torch import Tensor
 
 from prunekit.pruning import Groups, granularities
@@ -17,7 +17,7 @@ THRESHOLDS = {"Mean_Abs": 0.7, "Max": 1.3, "L1": 4.0, "L2": 2.0, "Mean_L1": 0.7,
 
 @pytest.mark.parametrize("name", OTHER_DIVISOR)
 def test_all_but_rows_and_columns_equal_the_reference(name: str) -> None:
-    check(Replay(name), ignore=("fc.weight",))
+    assert_as_recorded(Replay(name), ignore=("fc.weight",))
 
 
 @pytest.mark.parametrize("name", OTHER_DIVISOR)
@@ -35,7 +35,7 @@ def test_a_row_or_column_is_divided_by_its_own_number_of_elements(name: str) -> 
             weight = weight * kept
         if moment == "mbend":
             weight = (weight + data["delta/fc.weight"][e, m]) * kept
-            same(replay.weight("fc.weight"), weight, f"fc.weight at {e}, {m}")
+            assert_same(replay.weight("fc.weight"), weight, f"fc.weight at {e}, {m}")
     assert differs, "the reference has another outcome"
 
 
